@@ -1,0 +1,43 @@
+# The commands a user types. `.ci/run` calls the same ones.
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+READY  := $(VENV)/ready
+DEMO   := launch/experiments/demo.toml
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all check format clean
+
+help:            ## list the targets
+	@grep -hE '^[a-z-]+: .*##|^[a-z-]+: +##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
+
+setup: $(READY)  ## make .venv with everything, at the versions of constraints.txt
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Python {v[0]}.{v[1]} is too old: 3.11 or newer is needed; try make PYTHON=python3.12 $(MAKECMDGOALS)")'
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,results,dev]'
+	@touch $(READY)
+
+demo: $(READY)   ## Tiny Shakespeare -> shards -> grid -> training -> fit -> report, on this machine
+	@$(PY) -m data_prep prepare demo --dir data/demo
+	@$(PY) -m launch submit $(DEMO) --cluster local
+	@$(PY) -m results report $(DEMO)
+
+test: $(READY)   ## the fast tests
+	@$(PY) -m pytest -m "not slow"
+
+test-all: $(READY) ## every test
+	@$(PY) -m pytest
+
+check: $(READY)  ## format, lint and types
+	@$(PY) -m ruff format --check .
+	@$(PY) -m ruff check .
+	@$(PY) -m mypy
+
+format: $(READY) ## let ruff rewrite the format and what it can mend
+	@$(PY) -m ruff format .
+	@$(PY) -m ruff check --fix .
+
+clean:           ## remove .venv and caches; data/ and runs/ stay
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info

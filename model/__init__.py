@@ -1,0 +1,1 @@
+"""What is trained: sizes, parameter and FLOP counts (no torch), and the GPT."""

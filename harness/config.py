@@ -1,0 +1,284 @@
+"""The experiment file: TOML into frozen values. Unknown keys, wrong types and impossible numbers end in one line.
+
+Every key of the file stands here, each beside the component that owns it. A key that a later version adds is None where unused, so
+that ids of existing runs stay as they are (harness/FORMAT.md).
+"""
+
+import difflib
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class ConfigError(ValueError):
+    """Bad input: the message names where, the key and value, what is wrong, and what to type instead."""
+
+
+class Section(BaseModel):
+    """A frozen table of the experiment file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class DataSection(Section):
+    """Which tokens, in windows of what length."""
+
+    dir: str = Field(min_length=1)
+    seq_len: PositiveInt
+    max_epochs: Positive = 4.0  # more repetition than this bends a law (Muennighoff et al. 2023): refused unless raised
+    seed: Seed | None = None  # None: the run's seed
+
+
+class ModelSection(Section):
+    """A preset of model/size.py; any other option of ModelConfig may stand beside it."""
+
+    preset: Literal["video", "nanogpt", "gpt2"]
+    parametrization: Literal["standard"] = "standard"
+    d_ff: PositiveInt | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    activation: Literal["relu", "gelu", "gelu_tanh"] | None = None
+    norm: Literal["layernorm"] | None = None
+    positions: Literal["learned"] | None = None
+    bias: bool | None = None
+    qkv_bias: bool | None = None
+    head_bias: bool | None = None
+    tied: bool | None = None
+    init_std: Positive | None = None
+    residual_init: Literal["plain", "scaled"] | None = None
+
+
+class OptimSection(Section):
+    """The optimiser and the global batch."""
+
+    kind: Literal["adamw"] = "adamw"
+    lr: Positive
+    betas: tuple[Fraction, Fraction] = Field(default=(0.9, 0.95), strict=False)
+    eps: Positive = 1e-8
+    weight_decay: float = Field(default=0.1, ge=0)  # on matrices only, decoupled
+    grad_clip: Positive | None = 1.0  # norm over all gradients; leave out [optim] grad_clip with `grad_clip = false`
+    global_batch_size: PositiveInt  # sequences per step, all ranks
+
+    @model_validator(mode="before")
+    @classmethod
+    def read_no_clipping(cls, value: Any) -> Any:  # noqa: ANN401 - TOML has no null
+        """Let `grad_clip = false` mean no clipping, since TOML has no null."""
+        if isinstance(value, dict) and value.get("grad_clip") is False:
+            return {**value, "grad_clip": None}
+        return value
+
+
+class ScheduleSection(Section):
+    """Learning rate against tokens."""
+
+    kind: Literal["constant", "cosine", "linear", "wsd"]
+    warmup_tokens: int = Field(default=0, ge=0)
+    cooldown_fraction: float | None = Field(default=None, gt=0, lt=1)  # wsd only; None: 0.2
+    cooldown_shape: Literal["sqrt", "linear"] | None = None  # wsd only; None: sqrt, that is 1 - sqrt(progress)
+    min_lr_fraction: Fraction = 0.0  # the last learning rate of cosine, linear and wsd, as a fraction of lr
+
+    @model_validator(mode="after")
+    def check_cooldown(self) -> Self:
+        """Refuse a cooldown where the schedule has none."""
+        if self.kind != "wsd" and (self.cooldown_fraction is not None or self.cooldown_shape is not None):
+            raise ValueError(f'kind="{self.kind}", has no cooldown; drop cooldown_* or use kind = "wsd"')
+        return self
+
+
+class Size(Section):
+    """One shape of the grid."""
+
+    n_layer: PositiveInt
+    n_head: PositiveInt
+    d_model: PositiveInt
+    d_ff: PositiveInt | None = None
+
+
+class Repeats(Section):
+    """Further seeds of some cells, for the seed noise."""
+
+    cells: Literal["cheapest"]
+    n: PositiveInt
+
+
+class HoldOut(Section):
+    """Cells that are planned and trained but never fitted."""
+
+    sizes: Literal["largest"] | None = None
+    budgets: Literal["largest"] | None = None
+
+
+BUDGET_KEYS = ("tokens", "flops", "tokens_per_param", "steps")
+
+
+class GridSection(Section):
+    """Sizes x budgets x seeds (x axes); exactly one of `BUDGET_KEYS`."""
+
+    sizes: tuple[Size, ...] = Field(min_length=1, strict=False)
+    tokens: tuple[PositiveInt, ...] | None = Field(default=None, min_length=1, strict=False)
+    flops: tuple[Positive, ...] | None = Field(default=None, min_length=1, strict=False)
+    tokens_per_param: tuple[Positive, ...] | None = Field(default=None, min_length=1, strict=False)
+    steps: tuple[PositiveInt, ...] | None = Field(default=None, min_length=1, strict=False)
+    seeds: tuple[Seed, ...] | None = Field(default=None, min_length=1, strict=False)  # None: the experiment's seed
+    axes: dict[str, list[Any]] = Field(default_factory=dict)
+    repeats: Repeats | None = None
+    hold_out: HoldOut | None = None
+
+    @model_validator(mode="after")
+    def check_budgets(self) -> Self:
+        """Refuse none or several kinds of budget."""
+        given = [key for key in BUDGET_KEYS if getattr(self, key) is not None]
+        if len(given) != 1:
+            found = f"has {' and '.join(given)}" if given else "has no budget"
+            raise ValueError(f"{found}; give exactly one of {', '.join(BUDGET_KEYS)}")
+        return self
+
+
+class EvalSection(Section):
+    """The full deterministic pass over the validation split."""
+
+    every_tokens: PositiveInt | None = None  # None: at the end only
+    stride: PositiveInt | None = None  # None: seq_len
+    batch_size: PositiveInt = 64  # sequences at a time, per rank
+
+
+class EngineSection(Section):
+    """How, not what: nothing here may change a result beyond rounding."""
+
+    kind: Literal["torch"] = "torch"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    micro_batch_size: PositiveInt | None = None  # sequences per rank and micro-step; None: all of the rank's share
+    compile: bool = False
+    checkpoint_every_s: Positive = 60.0
+
+
+class TrackSection(Section):
+    """Where progress is written, besides the run's own metrics.jsonl."""
+
+    log_every_steps: PositiveInt = 10
+    wandb: Literal["off"] = "off"
+
+
+class Experiment(Section):
+    """The user's main interface: one file, one grid."""
+
+    name: str = Field(pattern=NAME_PATTERN)
+    seed: Seed = 0  # model and data, unless data.seed is given
+    precision: Literal["fp32", "bf16_autocast"]  # never chosen from the hardware
+    data: DataSection
+    model: ModelSection
+    optim: OptimSection
+    schedule: ScheduleSection
+    grid: GridSection
+    eval: EvalSection = EvalSection()
+    engine: EngineSection = EngineSection()
+    track: TrackSection = TrackSection()
+
+
+def load_experiment(path: Path, overrides: list[str] | None = None) -> Experiment:
+    """Read an experiment file; each override is a line `key.path=value` whose value is TOML.
+
+    Raises:
+        ConfigError: missing or unreadable file, unknown key, wrong type, impossible number.
+    """
+    table = read_toml(path)
+    for override in overrides or []:
+        key, value = parse_override(override)
+        set_key(table, key, value, where=f"--set {override}")
+    return parse_experiment(table, where=path.name)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file into a mapping."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such file; give the path of an experiment file (*.toml)") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}); give the path of a TOML file") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: is not TOML ({error}); mend that line") from None
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Split `optim.lr=3e-4` into the key and its TOML value."""
+    key, equals, value = text.partition("=")
+    try:
+        if not equals or not re.fullmatch(r"[A-Za-z0-9_.-]+", key.strip()):
+            raise ValueError("no key")
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except (ValueError, KeyError):
+        raise ConfigError(
+            f"--set {text}: is not key=value with a TOML value; write optim.lr=3e-4 or name='\"x\"'"
+        ) from None
+
+
+def set_key(table: dict[str, Any], key: str, value: Any, where: str) -> None:  # noqa: ANN401 - any TOML value
+    """Set a dotted key in a nested mapping, in place."""
+    *sections, last = key.split(".")
+    for section in sections:
+        table = table.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"{where}: {section} is a value, not a table; name a key inside a table")
+    table[last] = value
+
+
+def parse_experiment(table: dict[str, Any], where: str) -> Experiment:
+    """Check a mapping against the schema; the first fault is told in one line that starts with `where`."""
+    try:
+        return Experiment.model_validate(table)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {describe_fault(error, Experiment)}") from None
+
+
+def describe_fault(error: ValidationError, schema: type[BaseModel]) -> str:
+    """Say the first fault of a failed validation against `schema` as `key=value, what is wrong; what to do`."""
+    faults = error.errors()
+    unknown = [fault for fault in faults if fault["type"] == "extra_forbidden"]
+    fault = (unknown or faults)[0]
+    key = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        return f"unknown key {key}; {suggest_key(key, schema)}"
+    if fault["type"] == "missing":
+        return f"{key} is missing; add it"
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    if fault["type"] == "value_error":
+        return f"{key}: {message}" if key else message
+    if fault["type"] == "string_pattern_mismatch":
+        message = (
+            "is not a name; use up to 64 letters, digits, dots, dashes and underscores, starting with a letter or digit"
+        )
+        return f"{key}={fault['input']!r}, {message}"
+    return f"{key}={fault['input']!r}, is refused: {message[0].lower()}{message[1:]}; mend it"
+
+
+def suggest_key(key: str, schema: type[BaseModel]) -> str:
+    """Return "did you mean ..." for an unknown dotted key, or the list of keys where nothing is near."""
+    known = list_keys(schema)
+    matches = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    last = key.rsplit(".", 1)[-1]
+    moved = [candidate for candidate in known if candidate.rsplit(".", 1)[-1] == last]
+    if matches or moved:
+        return f"did you mean {(moved or matches)[0]}?"
+    prefix = key.rsplit(".", 1)[0] + "." if "." in key else ""
+    siblings = [name for name in known if name.startswith(prefix) and "." not in name[len(prefix) :]]
+    return f"use one of {', '.join(siblings)}"
+
+
+def list_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
+    """List every dotted key of a file's schema."""
+    keys = []
+    for name, field in section.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            keys += list_keys(field.annotation, f"{prefix}{name}.")
+    return keys

@@ -1,0 +1,96 @@
+"""The full deterministic pass over the validation split: every token but the first is scored exactly once."""
+
+import time
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from data_prep.shards import TokenShards
+from harness.checkpoint import TrainState
+from harness.engine import TorchEngine
+from harness.metrics import MetricsWriter, convert_to_bpb
+from harness.records import CellRecord, RunRecord
+
+
+def is_evaluation_due(run: RunRecord, step: int) -> bool:
+    """Say whether the step from `step` to `step + 1` crossed a multiple of eval.every_tokens."""
+    every, per_step = run.how.eval.every_tokens, run.tokens_per_step
+    return every is not None and (step + 1) * per_step // every > step * per_step // every
+
+
+def evaluate_state(
+    engine: TorchEngine,
+    val: TokenShards,
+    run: RunRecord,
+    cell: CellRecord | None,
+    state: TrainState,
+    metrics: MetricsWriter,
+) -> TrainState:
+    """Score the whole validation split, write a row, and return the state with the newest and the best loss."""
+    started, what = time.perf_counter(), run.what
+    val_loss = evaluate(
+        engine, val, seq_len=what.model.seq_len, stride=what.eval_stride, batch_size=run.how.eval.batch_size
+    )
+    tokens = state.step * run.tokens_per_step
+    metrics.write(
+        "eval",
+        cell.cell_id if cell is not None and cell.n_cooldown_steps else None,
+        step=state.step,
+        tokens=tokens,
+        flops=tokens * run.cells[0].flops_per_token,
+        val_loss=val_loss,
+        val_bpb=convert_to_bpb(val_loss, run.data.val_tokens, run.data.val_bytes),
+        eval_s=time.perf_counter() - started,
+    )
+    best = val_loss if state.val_loss_best is None else min(val_loss, state.val_loss_best)
+    return replace(state, val_loss=val_loss, val_step=state.step, val_loss_best=best)
+
+
+def evaluate(engine: TorchEngine, val: TokenShards, *, seq_len: int, stride: int, batch_size: int) -> float:
+    """Return the mean loss over the validation split.
+
+    Windows begin every `stride` tokens; each scores the targets that the one before did not, so with stride < seq_len every
+    target but the first has at least seq_len - stride tokens of context. The last window may be shorter.
+
+    Units: nats per token, summed in float64.
+    """
+    starts = np.arange(0, max(1, val.n_tokens - 1 - seq_len + stride), stride, dtype=np.int64)
+    starts = starts[starts + 1 < val.n_tokens]
+    whole = starts[starts + seq_len + 1 <= val.n_tokens]
+    mine = np.array_split(np.arange(0, len(whole), batch_size), engine.ranks.world_size)[engine.ranks.rank]
+    total = 0.0
+    engine.model.eval()
+    with torch.no_grad():
+        for first in mine.tolist():
+            rows = whole[first : first + batch_size]
+            windows = torch.from_numpy(val.gather(rows, seq_len + 1)).to(engine.ranks.device)
+            losses = score_windows(engine, windows)
+            if first == 0:  # the very first window scores all of its targets
+                total += losses[0, : seq_len - stride].double().sum().item()
+            total += losses[:, seq_len - stride :].double().sum().item()
+        if engine.ranks.rank == engine.ranks.world_size - 1:
+            total += score_tail(engine, val, starts, whole, seq_len, stride)
+    engine.model.train()
+    return float(engine.ranks.sum(np.array([total]))[0]) / (val.n_tokens - 1)
+
+
+def score_windows(engine: TorchEngine, windows: torch.Tensor) -> torch.Tensor:
+    """Return the loss at every target. Shapes: windows (n, T + 1) -> (n, T)."""
+    with engine.autocast():
+        logits, _ = engine.model(windows[:, :-1])
+    losses = F.cross_entropy(logits.float().flatten(0, 1), windows[:, 1:].flatten(), reduction="none")
+    return losses.view(len(windows), -1)
+
+
+def score_tail(
+    engine: TorchEngine, val: TokenShards, starts: np.ndarray, whole: np.ndarray, seq_len: int, stride: int
+) -> float:
+    """Return the summed loss of the targets behind the last whole window."""
+    if len(starts) == len(whole):
+        return 0.0
+    start = int(starts[len(whole)])
+    scored_to = int(whole[-1]) + seq_len if len(whole) else 0  # the last target scored so far
+    window = torch.from_numpy(val.read(start, val.n_tokens).astype(np.int64))[None].to(engine.ranks.device)
+    return score_windows(engine, window)[0, scored_to - start :].double().sum().item()

@@ -1,0 +1,172 @@
+"""The frozen values of a plan, as they are written to and read from JSON (harness/FORMAT.md), and how they are hashed. No torch.
+
+A run's `what` fixes its results, and its hash is the id; the `how` may change between attempts.
+"""
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from harness.config import EngineSection, EvalSection, TrackSection
+from harness.schedule import CooldownShape, Schedule, ScheduleKind
+from model.size import ModelConfig
+
+Role = Literal["grid", "repeat", "held_out"]
+
+
+class Record(BaseModel):
+    """A frozen value that is written to and read from JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataRecord(Record):
+    """The prepared data that the plan was made for."""
+
+    dir: str
+    content_id: str
+    source: str
+    is_fallback: bool
+    tokenizer: str
+    vocab_size: int
+    train_tokens: int
+    val_tokens: int
+    val_bytes: int
+    seq_len: int
+    n_windows: int
+    epoch_tokens: int
+    metric_id: str
+
+
+class Optim(Record):
+    """The optimiser as resolved."""
+
+    kind: Literal["adamw"]
+    lr: float
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    grad_clip: float | None
+    global_batch_size: int
+
+
+class What(Record):
+    """Everything that fixes a run's results, but for budgets under wsd."""
+
+    model: ModelConfig
+    precision: Literal["fp32", "bf16_autocast"]
+    data_content_id: str
+    seed: int
+    data_seed: int
+    optim: Optim
+    schedule: Schedule
+    eval_stride: int
+    n_steps: int | None  # the horizon; None under wsd, where budgets are cooldown branches of one trunk
+
+
+class How(Record):
+    """What may change without changing a result beyond rounding."""
+
+    data_dir: str
+    engine: EngineSection
+    eval: EvalSection
+    track: TrackSection
+
+
+class CellRecord(Record):
+    """One result of the plan; the fields are those of harness/FORMAT.md, cell.json."""
+
+    cell_id: str
+    run_id: str
+    experiment: str
+    role: Role
+    size: str
+    n_layer: int
+    n_head: int
+    d_model: int
+    seq_len: int
+    vocab_size: int
+    seed: int
+    data_seed: int
+    n_params: int
+    n_params_non_embedding: int
+    n_params_matmul: int
+    flops_per_token: int
+    requested_tokens: int
+    tokens: int
+    n_steps: int
+    branch_step: int
+    n_cooldown_steps: int
+    cooldown_shape: CooldownShape | None
+    cooldown_min_lr_fraction: float | None
+    flops: int
+    flops_6nd: int
+    flops_6nd_non_embedding: int
+    unique_tokens: int
+    epochs: float
+    lr: float
+    global_batch_size: int
+    schedule: ScheduleKind
+    precision: str
+
+
+class RunRecord(Record):
+    """One run of the plan: a trunk with its cooldown branches, or a single cell."""
+
+    format: Literal["scaling-harness-run"] = "scaling-harness-run"
+    format_version: Literal[1] = 1
+    experiment: str
+    run_id: str
+    size: str
+    seed: int
+    what: What
+    how: How
+    data: DataRecord
+    cells: tuple[CellRecord, ...]
+
+    @property
+    def n_trunk_steps(self) -> int:
+        """The last branch point."""
+        return max(cell.branch_step for cell in self.cells)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Training tokens of one optimiser step, all ranks."""
+        return self.what.optim.global_batch_size * self.what.model.seq_len
+
+    @property
+    def flops(self) -> int:
+        """Training FLOPs of the whole run, the shared trunk counted once."""
+        n_steps = self.n_trunk_steps + sum(cell.n_cooldown_steps for cell in self.cells)
+        return n_steps * self.tokens_per_step * self.cells[0].flops_per_token
+
+
+class Plan(Record):
+    """The frozen plan of an experiment."""
+
+    format: Literal["scaling-harness-plan"] = "scaling-harness-plan"
+    format_version: Literal[1] = 1
+    experiment: str
+    created_utc: str
+    source: dict[str, Any]
+    data: DataRecord
+    runs: tuple[RunRecord, ...]
+
+    @property
+    def cells(self) -> tuple[CellRecord, ...]:
+        """All cells, run by run."""
+        return tuple(cell for run in self.runs for cell in run.cells)
+
+
+def hash_record(record: dict[str, Any]) -> str:
+    """Return the SHA-256 of a mapping's canonical JSON: sorted keys, no spaces, fields that are None left out."""
+    return hashlib.sha256(json.dumps(drop_none(record), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def drop_none(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    """Leave out mapping entries that are None, at every depth."""
+    if isinstance(value, dict):
+        return {key: drop_none(item) for key, item in value.items() if item is not None}
+    return [drop_none(item) for item in value] if isinstance(value, list) else value

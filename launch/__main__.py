@@ -1,0 +1,69 @@
+"""`python -m launch`: run an experiment, and see how far it is."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.config import ConfigError
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__, rich_markup_mode=None
+)
+
+ExperimentFile = Annotated[Path, typer.Argument(help="An experiment file (*.toml).", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a key: optim.lr=3e-4 (the value is TOML). Repeatable.")
+]
+RunsDir = Annotated[Path, typer.Option(help="Where experiments keep their runs.")]
+
+
+@app.command()
+def submit(
+    experiment: ExperimentFile,
+    cluster: Annotated[str, typer.Option(help="A name of launch/clusters, or a TOML file.")] = "local",
+    overrides: Overrides = None,
+    runs_dir: RunsDir = Path("runs"),
+) -> None:
+    """Plan an experiment and train all of it that is not finished. Ctrl-C saves and stops; submit again to go on."""
+    from harness.config import load_experiment
+    from harness.plan import plan_experiment
+    from harness.runs import write_plan
+    from launch.cluster import load_cluster
+    from launch.local import submit as submit_local
+
+    place = load_cluster(cluster)
+    plan = plan_experiment(load_experiment(experiment, overrides))
+    sys.exit(submit_local(plan, write_plan(plan, runs_dir), place))
+
+
+@app.command()
+def status(experiment: ExperimentFile, runs_dir: RunsDir = Path("runs")) -> None:
+    """Show every run of an experiment: state, progress, loss, rate, attempts, and the cause of a failure."""
+    from rich.console import Console
+
+    from harness.config import load_experiment
+    from harness.runs import find_experiment_dir, load_plan
+    from launch.progress import read_progress, render_page
+
+    experiment_dir = find_experiment_dir(runs_dir, load_experiment(experiment).name)
+    plan = load_plan(experiment_dir)
+    width = None if sys.stdout.isatty() else 140
+    Console(width=width).print(render_page(plan.experiment, read_progress(experiment_dir, plan)))
+
+
+def main() -> None:
+    """Run the command line; bad input ends in one line and status 2."""
+    from data_prep.shards import DataError
+    from model.size import SizeError
+
+    try:
+        app()
+    except (ConfigError, DataError, SizeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,448 @@
+"""Preparing a data directory: parity with nanoGPT, reuse, refusal, repair, interruption, and the command line."""
+
+import errno
+import hashlib
+import os
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_prep import __main__ as command_line
+from data_prep import prepare as prepare_module
+from data_prep import shards as shards_module
+from data_prep.corpus import CORPORA_VARIABLE
+from data_prep.prepare import MIN_SPLIT_TOKENS, Recipe, prepare, split_tail, verify
+from data_prep.sampler import WindowSampler
+from data_prep.shards import DataError, TokenShards, load_manifest
+from data_prep.tokenizer import load_tokenizer
+
+TEXT = "Now is the winter of our discontent\nMade glorious summer by this sun of York;\n" * 20
+
+# nanoGPT's data/shakespeare_char/prepare.py: train.bin and val.bin
+NANOGPT_SHA256 = {
+    "train": "6ec305602a99ac2802745a134e1f5e33e2231b4855525b00b9aebb730ac2626f",
+    "val": "d37d30cc0c8327c270d493299c3dca54135f6d5f1c9ef60cda78076e311204b1",
+}
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    def urlopen(url, timeout):
+        raise urllib.error.URLError("no network in tests")
+
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+
+
+@pytest.fixture
+def no_corpora(tmp_path, monkeypatch):
+    monkeypatch.setenv(CORPORA_VARIABLE, str(tmp_path))
+
+
+@pytest.fixture
+def text(tmp_path) -> Path:
+    path = tmp_path / "york.txt"
+    path.write_text(TEXT)
+    return path
+
+
+def tree(directory: Path) -> dict[str, bytes]:
+    files = (path for path in directory.rglob("*") if path.is_file())
+    return {str(path.relative_to(directory)): path.read_bytes() for path in files}
+
+
+def damage_with_equal_size(path: Path) -> None:
+    path.write_bytes(bytes(byte ^ 1 for byte in path.read_bytes()))
+
+
+# What is written
+
+
+def test_shakespeare_is_byte_equal_to_nanogpts(tmp_path, corpora):
+    manifest = prepare("shakespeare-char", tmp_path / "data", corpora=corpora).manifest
+    for split, tokens in (("train", 1_003_854), ("val", 111_540)):
+        assert (
+            hashlib.sha256((tmp_path / "data" / split / "00000.bin").read_bytes()).hexdigest() == NANOGPT_SHA256[split]
+        )
+        assert manifest.splits[split].tokens == manifest.splits[split].text_bytes == tokens
+    assert (manifest.vocab_size, manifest.dtype, manifest.max_token_id) == (65, "uint16", 64)
+    assert manifest.content_id == "44d613a0e4042f134d88a6c5826e44ac6a16333baa612dc9500eb338bb1210db"
+    assert verify(tmp_path / "data") == []
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "byte"])
+def test_text_comes_back_from_the_shards(tmp_path, tokenizer):
+    story = "Ein Übermut – naïve 🙂\n" * 30
+    (tmp_path / "story.txt").write_text(story, encoding="utf-8")
+    manifest = prepare("text", tmp_path / "data", input=tmp_path / "story.txt", tokenizer=tokenizer).manifest
+    reader = load_tokenizer(tmp_path / "data/tokenizer")
+    parts = {}
+    for split in ("train", "val"):
+        shards = TokenShards.open(tmp_path / "data", split)
+        parts[split] = reader.decode(shards.read(0, shards.n_tokens))
+        assert manifest.splits[split].text_bytes == len(parts[split].encode())
+    assert parts["train"] + parts["val"] == story
+    assert len(parts["train"]) == int(0.9 * len(story))
+    assert manifest.tokenizer.id == reader.id
+    assert verify(tmp_path / "data") == []
+
+
+@settings(deadline=None)
+@given(st.lists(st.text(max_size=20), max_size=6), st.floats(0.01, 0.99))
+def test_tail_split_cuts_once_and_loses_nothing(documents, val_fraction):
+    train, val = split_tail(documents, val_fraction)
+    assert "".join(train) + "".join(val) == "".join(documents)
+    assert sum(map(len, train)) == int(sum(map(len, documents)) * (1 - val_fraction))
+    kept = [document for document in documents if document]
+    assert len(train) + len(val) - len(kept) in (0, 1)  # at most one document is in both
+
+
+def test_the_tail_is_nanogpts_for_every_length():
+    assert all(len("".join(split_tail(["x" * n], 0.1)[0])) == int(n * 0.9) for n in range(1, 3000))
+
+
+def test_blank_documents_are_counted_and_left_out(tmp_path, monkeypatch):
+    for name, body in (("a", "a = 1\n" * 50), ("b", ""), ("c", "\n \n"), ("d", "d = 1\n" * 50)):
+        (tmp_path / f"{name}.py").write_text(body)
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    monkeypatch.setenv(CORPORA_VARIABLE, str(tmp_path))
+    manifest = prepare("demo", tmp_path / "data").manifest
+    assert manifest.counters == {"documents_in": 4, "documents_blank": 2}
+    assert [manifest.splits[split].documents for split in ("train", "val")] == [2, 1]
+
+
+@pytest.mark.parametrize(("body", "fraction"), [("ab", 0.5), ("abcdefghij", 0.1), ("abcdefghij", 0.95)])
+def test_a_split_too_short_to_predict_anything_is_refused(tmp_path, body, fraction):
+    (tmp_path / "short.txt").write_text(body)
+    with pytest.raises(DataError, match=r"short.txt: val_fraction=.*, leaves [01] tokens for (train|val); use"):
+        prepare("text", tmp_path / "data", input=tmp_path / "short.txt", val_fraction=fraction)
+    assert [path.name for path in tmp_path.iterdir()] == ["short.txt"]
+    assert MIN_SPLIT_TOKENS == 2
+
+
+# The recipe and the identities
+
+
+def test_content_id_depends_on_the_text_only(tmp_path, text):
+    (tmp_path / "elsewhere").mkdir()
+    other = tmp_path / "elsewhere/other-name.txt"
+    other.write_text(TEXT)
+    one = prepare("text", tmp_path / "one", input=text).manifest
+    two = prepare("text", tmp_path / "deep/er/two", input=other).manifest
+    assert (one.content_id, one.recipe_id) == (two.content_id, two.recipe_id)
+    byte = prepare("text", tmp_path / "byte", input=text, tokenizer="byte").manifest
+    fifth = prepare("text", tmp_path / "fifth", input=text, val_fraction=0.2).manifest
+    assert len({manifest.content_id for manifest in (one, byte, fifth)}) == 3
+    assert len({manifest.recipe_id for manifest in (one, byte, fifth)}) == 3
+
+
+def test_recipe_id_is_pinned():
+    """A key that a later version adds must be None by default, or every directory would be refused."""
+    canonical = (
+        b'{"max_shard_tokens":100000000,"source_sha256":"s","split":"tail","tokenizer":"char","val_fraction":0.1}'
+    )
+    assert Recipe("s").id == hashlib.sha256(canonical).hexdigest()
+
+
+# Doing it again
+
+
+def test_a_complete_directory_of_the_same_recipe_is_reused(tmp_path, text):
+    first = prepare("text", tmp_path / "data", input=text)
+    before = tree(tmp_path / "data")
+    again = prepare("text", tmp_path / "data", input=text, tokenizer="char", val_fraction=0.1)
+    assert (first.reused, again.reused) == (False, True)
+    assert again.manifest == first.manifest
+    assert tree(tmp_path / "data") == before
+
+
+def test_shakespeare_that_is_there_needs_no_text(tmp_path, corpora, monkeypatch):
+    prepare("shakespeare-char", tmp_path / "data", corpora=corpora)
+    monkeypatch.setenv(CORPORA_VARIABLE, str(tmp_path))
+    for preset in ("shakespeare-char", "demo"):
+        assert prepare(preset, tmp_path / "data").reused
+
+
+def test_another_recipe_is_refused_and_nothing_changes(tmp_path, text):
+    prepare("text", tmp_path / "data", input=text)
+    before = tree(tmp_path)
+    with pytest.raises(DataError, match=r"tokenizer=char instead of byte, val_fraction=0.1 instead of 0.2.*; choose"):
+        prepare("text", tmp_path / "data", input=text, tokenizer="byte", val_fraction=0.2)
+    for preset in ("demo", "shakespeare-char"):
+        with pytest.raises(DataError, match=r"holds york.txt by another recipe \(source_sha256=.* instead of 86c4e6aa"):
+            prepare(preset, tmp_path / "data")
+    text.write_text(TEXT + "!")
+    with pytest.raises(DataError, match=r"source_sha256="):
+        prepare("text", tmp_path / "data", input=text)
+    text.write_text(TEXT)
+    assert tree(tmp_path) == before
+
+
+def test_a_directory_of_somebody_elses_files_is_refused(tmp_path, text):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/thesis.tex").write_text("years of work")
+    with pytest.raises(DataError, match=r"home: not empty and no data directory .*; choose another --dir"):
+        prepare("text", tmp_path / "home", input=text)
+    with pytest.raises(DataError, match=r"thesis.tex: not empty and no data directory"):
+        prepare("text", tmp_path / "home/thesis.tex", input=text)
+    assert tree(tmp_path / "home") == {"thesis.tex": b"years of work"}
+
+
+def test_an_empty_directory_and_a_link_to_one_are_filled(tmp_path, text):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    assert not prepare("text", tmp_path / "link", input=text).reused
+    assert verify(tmp_path / "real") == []
+    assert (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.parametrize("name", ["train/00000.bin", "val/00000.idx", "tokenizer/spec.json"])
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-3])])
+def test_a_missing_or_truncated_file_is_written_again(tmp_path, text, name, damage):
+    prepare("text", tmp_path / "data", input=text)
+    (tmp_path / "data/NOTES").write_text("mine")
+    before = tree(tmp_path / "data")
+    damage(tmp_path / "data" / name)
+    again = prepare("text", tmp_path / "data", input=text)
+    assert not again.reused
+    assert name in again.notes[0]
+    assert again.notes[0].endswith("; written again")
+    after = tree(tmp_path / "data")
+    assert {file for file in before if after[file] != before[file]} <= {"manifest.json"}
+    assert after.keys() == before.keys()
+
+
+def test_damaged_data_without_its_text_is_one_clear_line(tmp_path, corpora, monkeypatch):
+    prepare("demo", tmp_path / "data", corpora=corpora)
+    monkeypatch.setenv(CORPORA_VARIABLE, str(tmp_path))
+    (tmp_path / "data/val/00000.bin").unlink()
+    with pytest.raises(DataError, match=r"val/00000.bin: manifest says .* cannot be written again, since Tiny Shakesp"):
+        prepare("demo", tmp_path / "data")
+
+
+# Interruption
+
+
+@pytest.mark.parametrize("stage", ["write_split", "write_tokenizer", "write_manifest"])
+def test_an_interrupted_preparation_leaves_nothing_and_starts_again(tmp_path, text, stage, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_module, stage, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            prepare("text", tmp_path / "data", input=text)
+    assert [path.name for path in tmp_path.iterdir()] == ["york.txt"]
+    assert not prepare("text", tmp_path / "data", input=text).reused
+    assert verify(tmp_path / "data") == []
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from data_prep import prepare
+prepare.write_manifest = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
+prepare.prepare("text", Path(sys.argv[1]), input=Path(sys.argv[2]))
+"""
+
+
+def test_a_killed_preparation_is_cleared_by_the_next(tmp_path, text):
+    killed = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "data", text], check=False)
+    assert killed.returncode == -9
+    (leftover,) = tmp_path.glob(".data.partial-*")
+    assert (leftover / "train/00000.bin").exists()
+    with pytest.raises(DataError, match="no manifest"):
+        load_manifest(tmp_path / "data")
+    prepare("text", tmp_path / "data", input=text)
+    assert not leftover.exists()
+    assert verify(tmp_path / "data") == []
+
+
+def test_a_preparation_at_work_beside_us_is_left_alone(tmp_path, text):
+    at_work = tmp_path / f".data.partial-{socket.gethostname()}-{os.getppid()}"
+    elsewhere = tmp_path / ".data.partial-another-host-1"
+    for directory in (at_work, elsewhere):
+        directory.mkdir()
+    prepare("text", tmp_path / "data", input=text)
+    assert at_work.is_dir()
+    assert elsewhere.is_dir()
+
+
+# Verifying
+
+
+@pytest.mark.parametrize("name", ["train/00000.bin", "train/00000.idx", "val/00000.bin"])
+def test_verify_names_a_file_changed_at_equal_size(tmp_path, text, name):
+    prepare("text", tmp_path / "data", input=text)
+    damage_with_equal_size(tmp_path / "data" / name)
+    assert any(f"{name}: manifest says sha256=" in fault for fault in verify(tmp_path / "data"))
+    assert all(name in fault for fault in verify(tmp_path / "data"))
+
+
+def test_verify_names_another_tokenizer(tmp_path, text):
+    prepare("text", tmp_path / "data", input=text)
+    (tmp_path / "data/tokenizer/spec.json").write_text('{"kind": "byte"}')
+    (fault,) = verify(tmp_path / "data")
+    assert "tokenizer: not the tokenizer of the manifest" in fault
+
+
+# The demo
+
+
+def test_demo_falls_back_to_pythons_own_sources_and_says_so(tmp_path, no_corpora):
+    first = prepare("demo", tmp_path / "data")
+    manifest = first.manifest
+    assert manifest.source.is_fallback
+    assert manifest.source.label in first.notes[0]
+    assert "no network in tests" in first.notes[0]
+    assert "\n" not in first.notes[0]
+    assert (manifest.tokenizer.kind, manifest.vocab_size) == ("byte", 256)
+    assert manifest.max_token_id < 128
+    assert manifest.splits["train"].documents > 50
+    assert verify(tmp_path / "data") == []
+
+
+def test_demo_keeps_the_fallback_that_is_there_and_says_so(tmp_path, no_corpora, monkeypatch):
+    first = prepare("demo", tmp_path / "data")
+    again = prepare("demo", tmp_path / "data")
+    assert again.reused
+    assert again.manifest == first.manifest
+    assert "holds the fallback text; remove the directory" in again.notes[0]
+    with pytest.raises(DataError, match=r"by another recipe .*tokenizer=byte instead of char"):
+        prepare("shakespeare-char", tmp_path / "data")
+
+
+def test_demo_prefers_shakespeare(tmp_path, corpora):
+    prepared = prepare("demo", tmp_path / "data", corpora=corpora)
+    assert prepared.manifest.source.kind == "tiny-shakespeare"
+    assert not prepared.manifest.source.is_fallback
+    assert prepared.notes == ()
+
+
+def test_demo_given_a_wrong_input_does_not_fall_back(tmp_path, text):
+    with pytest.raises(DataError, match=r"not Tiny Shakespeare .*use preset text"):
+        prepare("demo", tmp_path / "data", input=text)
+    assert not (tmp_path / "data").exists()
+
+
+# The command line
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run `python -m data_prep ...` in this process: (exit status, stdout, stderr)."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["data_prep", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            command_line.main()
+        out, err = capsys.readouterr()
+        code = caught.value.code
+        return (code if isinstance(code, int) else 0), out, err
+
+    return run
+
+
+def test_prepare_inspect_verify_show(run, tmp_path, text):
+    code, out, _ = run("prepare", "text", "--dir", tmp_path / "data", "--input", text)
+    assert code == 0
+    assert "york.txt, 1,404 train + 156 val tokens, char tokenizer with 26 ids, content id " in out
+    code, out, _ = run("prepare", "text", "--dir", tmp_path / "data", "--input", text)
+    assert code == 0
+    assert "there already: york.txt" in out
+    code, out, _ = run("inspect", tmp_path / "data")
+    assert code == 0
+    for fact in ("york.txt", "1,404", "156", "uint16", "Now is the winter", load_manifest(tmp_path / "data").recipe_id):
+        assert fact in out
+    code, out, _ = run("verify", tmp_path / "data")
+    assert code == 0
+    assert "sound, 2 shards" in out
+
+
+def test_show_prints_exactly_what_a_sample_holds(run, tmp_path, text):
+    prepare("text", tmp_path / "data", input=text)
+    sampler = WindowSampler(1404, 32, 5)
+    for sample in (0, 3, sampler.n_windows + 2):
+        start = int(sampler.starts(np.array([sample]))[0])
+        code, out, err = run("show", tmp_path / "data", "--sample", sample, "--seq-len", 32, "--seed", 5)
+        assert code == 0
+        assert out == TEXT[start : start + 33] + "\n"
+        assert f"ids {start:,}..{start + 32:,}" in err
+
+
+def test_verify_lists_the_damage_and_fails(run, tmp_path, text):
+    prepare("text", tmp_path / "data", input=text)
+    for name in ("train/00000.bin", "val/00000.bin"):
+        damage_with_equal_size(tmp_path / "data" / name)
+    code, _, err = run("verify", tmp_path / "data")
+    assert code == 1
+    assert "train/00000.bin" in err
+    assert "val/00000.bin" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prepare", "text"], "error: prepare: preset=text, no text given; add --input FILE"),
+        (["prepare", "text", "--input", "absent.txt"], "error: absent.txt: no such file; check the path"),
+        (["prepare", "text", "--input", "."], "error: .: a directory, not a text file; give one file"),
+        (["prepare", "demo", "--tokenizer", "byte"], "error: prepare: preset=demo, fixes tokenizer and split; leave"),
+        (["prepare", "text", "--input", __file__, "--val-fraction", "1.5"], "val_fraction=1.5, not between 0 and 1; "),
+        (["inspect"], "no manifest.json, so this is not a complete data directory; run python -m data_prep prepare"),
+        (["verify"], "no manifest.json, so this is not a complete data directory; run python -m data_prep prepare"),
+        (["show", "--sample", "0"], "no manifest.json, so this is not a complete data directory; run python -m"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(run, tmp_path, arguments, message):
+    where = ["--dir", tmp_path / "data"] if arguments[0] == "prepare" else [tmp_path / "data"]
+    code, out, err = run(*arguments, *where)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_window_longer_than_the_split_is_one_line_and_status_2(run, tmp_path, text):
+    prepare("text", tmp_path / "data", input=text)
+    code, _, err = run("show", tmp_path / "data", "--split", "val", "--sample", 0, "--seq-len", 100)
+    assert code == 2
+    assert err.startswith("error: window sampler: n_tokens=156, a split shorter than 2 x seq_len = 200")
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "advice"),
+    [(errno.ENOSPC, 1, "free some space"), (errno.EDQUOT, 1, "free some space"), (errno.EROFS, 2, "check the path")],
+)
+def test_a_disk_that_cannot_be_written_is_one_line_and_leaves_nothing(
+    run, tmp_path, text, monkeypatch, number, status, advice
+):
+    def failing(descriptor):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(shards_module.os, "fsync", failing)
+    code, out, err = run("prepare", "text", "--dir", tmp_path / "data", "--input", text)
+    assert (code, out) == (status, "")
+    assert err.startswith(f"error: {tmp_path / 'data'}: {os.strerror(number)}; {advice}")
+    assert err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["york.txt"]
+
+
+def test_help_loads_nothing_heavy():
+    """It answers at once because numpy is imported inside the commands."""
+    script = (
+        "import sys, runpy\n"
+        "sys.argv = ['data_prep', 'prepare', '--help']\n"
+        "try:\n    runpy.run_module('data_prep', run_name='__main__')\n"
+        "except SystemExit as end:\n    assert not end.code\n"
+        "sys.exit(', '.join({'numpy', 'torch'} & set(sys.modules)) or 0)"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "shakespeare-char" in ended.stdout

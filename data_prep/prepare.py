@@ -138,9 +138,7 @@ def _prepare_demo(data_dir: Path, corpora: Path | None) -> Prepared:
     return _reuse_or_write(data_dir, recipe, lambda: corpus, notes)
 
 
-def _reuse_or_write(
-    data_dir: Path, recipe: Recipe, find_corpus: Callable[[], Corpus], notes: tuple[str, ...] = ()
-) -> Prepared:
+def _reuse_or_write(data_dir: Path, recipe: Recipe, find_corpus: Callable[[], Corpus], notes: tuple[str, ...] = ()) -> Prepared:
     existing = _load_existing(data_dir)
     if existing is None:
         if data_dir.exists() and (not data_dir.is_dir() or any(data_dir.iterdir())):
@@ -177,9 +175,7 @@ def _short(value: object) -> str:
     return f"{text[:12]}…" if len(text) > 16 else text
 
 
-def _write(
-    data_dir: Path, recipe: Recipe, corpus: Corpus, put_in_place: Callable[[Path, Path, Manifest], None]
-) -> Manifest:
+def _write(data_dir: Path, recipe: Recipe, corpus: Corpus, put_in_place: Callable[[Path, Path, Manifest], None]) -> Manifest:
     """Write every file in a staging directory, then put them in place."""
     if corpus.source.sha256 != recipe.source_sha256:
         raise DataError(

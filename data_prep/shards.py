@@ -160,9 +160,7 @@ def load_manifest(data_dir: Path) -> Manifest:
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(
-            f"{path}: not a manifest ({error}); restore it, or remove the directory and prepare it again"
-        ) from None
+        raise DataError(f"{path}: not a manifest ({error}); restore it, or remove the directory and prepare it again") from None
     if set(manifest.splits) != set(SPLITS):
         raise DataError(f"{path}: splits={sorted(manifest.splits)}, not train and val; restore the file")
     follows = content_id(manifest.dtype, manifest.tokenizer.id, manifest.splits)
@@ -397,9 +395,7 @@ def iter_faults(data_dir: Path, manifest: Manifest) -> Iterator[str]:
                 yield from _iter_shard_faults(path, idx_path, shard, manifest, is_last=shard is shards[-1])
 
 
-def _iter_shard_faults(
-    path: Path, idx_path: Path, shard: ShardRecord, manifest: Manifest, is_last: bool
-) -> Iterator[str]:
+def _iter_shard_faults(path: Path, idx_path: Path, shard: ShardRecord, manifest: Manifest, is_last: bool) -> Iterator[str]:
     for file, expected in ((path, shard.sha256), (idx_path, shard.idx_sha256)):
         with file.open("rb") as opened:
             found = hashlib.file_digest(opened, "sha256").hexdigest()

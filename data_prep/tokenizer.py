@@ -135,9 +135,7 @@ def spec_id(spec: dict[str, Any]) -> str:
 def check_ids(ids: npt.NDArray[np.integer[Any]], vocab_size: int, name: str) -> None:
     if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
         wrong = ids.min() if ids.min() < 0 else ids.max()
-        raise DataError(
-            f"{name} tokenizer: token id {wrong:,}, not in 0..{vocab_size - 1:,}; the ids are of another tokenizer"
-        )
+        raise DataError(f"{name} tokenizer: token id {wrong:,}, not in 0..{vocab_size - 1:,}; the ids are of another tokenizer")
 
 
 def write_tokenizer(directory: Path, tokenizer: Tokenizer) -> None:

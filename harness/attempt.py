@@ -35,7 +35,8 @@ def claim_attempt(run_dir: Path) -> Path:
     attempts = list_attempts(run_dir)
     if attempts and not (attempts[-1] / "outcome.json").exists() and is_attempt_live(attempts[-1]):
         raise RunBusyError(
-            f"{run_dir}: attempt={attempts[-1].name}, still runs; wait for it or stop it (touch {attempts[-1]}/stop_requested)"
+            f"{run_dir}: attempt={attempts[-1].name}, still runs; wait for it, or stop it with "
+            f"touch {attempts[-1]}/stop_requested"
         )
     number = int(attempts[-1].name) + 1 if attempts else 1
     attempt_dir = run_dir / "attempts" / str(number)
@@ -63,7 +64,7 @@ def utc_now() -> str:
 
 @dataclass
 class StopWish:
-    """Whether somebody wants this attempt to end cleanly: a signal, the stop file, or the death of the process that started it.
+    """Whether somebody wants this attempt to end cleanly: by a signal, by the stop file, or by the death of its parent.
 
     A second signal ends the process at once. Ranks above 0 have no attempt folder and only hear signals.
     """
@@ -116,7 +117,7 @@ class DivergedError(Exception):
 
 
 class Ending:
-    """Turns the way a block ends into an outcome record and an exit status: nothing but an interrupt leaves it as an exception."""
+    """Turns the way a block ends into an outcome record and an exit status; only an interrupt goes on as an exception."""
 
     def __init__(self, attempt_dir: Path | None) -> None:
         self.attempt_dir, self.status = attempt_dir, 0
@@ -152,9 +153,7 @@ def classify_ending(error: Exception | None) -> tuple[State, int]:
         return "diverged", 1
     if isinstance(error, ConfigError | DataError):
         return "failed", 2
-    if (
-        isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    ):  # torch's, known without importing torch
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, known without importing torch
         return "oom", 1
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "disk_full", 1
@@ -167,15 +166,11 @@ def describe_error(error: Exception | None) -> str:
         return ""
     text = " ".join(str(error).split())[:500]
     return (
-        text
-        if isinstance(error, StoppedError | DivergedError | ConfigError | DataError)
-        else f"{type(error).__name__}: {text}"
+        text if isinstance(error, StoppedError | DivergedError | ConfigError | DataError) else f"{type(error).__name__}: {text}"
     )
 
 
-def write_outcome(
-    attempt_dir: Path, state: State, reason: str, step: int | None, error: BaseException | None = None
-) -> None:
+def write_outcome(attempt_dir: Path, state: State, reason: str, step: int | None, error: BaseException | None = None) -> None:
     """Record how the attempt ended; the last thing that it writes."""
     trace = "".join(traceback.format_exception(error)).splitlines()[-20:] if error is not None else None
     outcome = {"state": state, "reason": reason, "step": step, "finished_utc": utc_now(), "error": trace}

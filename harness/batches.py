@@ -1,7 +1,7 @@
 """The batch is a pure function of (content id, data seed, seq_len, sample counter); ranks take slices of it.
 
-Step s with global batch B trains on the samples s B .. (s+1) B - 1, whatever the world size, micro-batch or past interruptions.
-The receipt proves it: a digest of every window that was handed to the model, with its counter.
+Step s with global batch B trains on the samples s B .. (s+1) B - 1, whatever the world size, micro-batch or
+past interruptions. The receipt proves it: a digest of every window that was handed to the model, with its counter.
 """
 
 import hashlib
@@ -58,8 +58,8 @@ class Batches:
         windows = self.shards.gather(self.find_starts(first), self.sampler.seq_len + 1)
         if windows.max() >= self.vocab_size:
             raise DataError(
-                f"training shards: token id {windows.max()} in samples {first} to {first + self.micro_batch_size - 1}, is not in "
-                f"the vocabulary of {self.vocab_size}; run python -m data_prep verify on the data directory"
+                f"training shards: token id {windows.max()} in samples {first} to {first + self.micro_batch_size - 1}, is not "
+                f"in the vocabulary of {self.vocab_size}; run python -m data_prep verify on the data directory"
             )
         for counter, window in enumerate(windows, start=first):
             self.digest_sum += digest_sample(counter, window)
@@ -116,9 +116,7 @@ def open_data(run: RunRecord, ranks: Ranks) -> tuple[TokenShards, Batches]:
         WindowSampler(train.n_tokens, what.model.seq_len, what.data_seed),
         vocab_size=what.model.vocab_size,
         global_batch_size=what.optim.global_batch_size,
-        micro_batch_size=check_micro_batch(
-            what.optim.global_batch_size, run.how.engine.micro_batch_size, ranks.world_size
-        ),
+        micro_batch_size=check_micro_batch(what.optim.global_batch_size, run.how.engine.micro_batch_size, ranks.world_size),
         rank=ranks.rank,
         world_size=ranks.world_size,
         device=ranks.device,

@@ -1,6 +1,7 @@
 """Checkpoints that a kill cannot spoil: staged, hashed, published by one rename; verified before they are believed.
 
-`state.pt` holds weights, optimiser and counters; `manifest.json` its size and SHA-256. A folder counts only when both agree.
+`state.pt` holds weights, optimiser and counters; `manifest.json` its size and SHA-256. A folder counts
+only when both agree.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ KEEP_LAST = 2  # valid checkpoints besides those that a branch still needs
 
 @dataclass
 class TrainState:
-    """Where a run stands besides its weights; all that resuming needs, since data and dropout are functions of the step."""
+    """Where a run stands besides its weights. Resuming needs no more: data and dropout are functions of the step."""
 
     step: int = 0
     skipped_steps: int = 0
@@ -102,7 +103,7 @@ def load_checkpoint(checkpoint: Path, device: torch.device) -> tuple[TrainState,
 
 
 def find_on_the_way(run_dir: Path, cell: CellRecord) -> Path | None:
-    """Return the newest valid checkpoint on the way to a cell: of its cooldown, else of the trunk before its branch point."""
+    """Return the newest valid checkpoint on the way to a cell: of its cooldown, else of the trunk before it branches."""
     own = find_newest(find_cell_dir(run_dir, cell) / "checkpoints", cell.n_steps)
     return own or find_newest(run_dir / "checkpoints", cell.branch_step)
 

@@ -1,7 +1,7 @@
 """The experiment file: TOML into frozen values. Unknown keys, wrong types and impossible numbers end in one line.
 
-Every key of the file stands here, each beside the component that owns it. A key that a later version adds is None where unused, so
-that ids of existing runs stay as they are (harness/FORMAT.md).
+Every key of the file stands here. A key that a later version adds is None where unused, so that ids of existing runs stay
+as they are (harness/FORMAT.md).
 """
 
 import difflib
@@ -217,9 +217,7 @@ def parse_override(text: str) -> tuple[str, Any]:
             raise ValueError("no key")
         return key.strip(), tomllib.loads(f"value = {value}")["value"]
     except (ValueError, KeyError):
-        raise ConfigError(
-            f"--set {text}: is not key=value with a TOML value; write optim.lr=3e-4 or name='\"x\"'"
-        ) from None
+        raise ConfigError(f"--set {text}: is not key=value with a TOML value; write optim.lr=3e-4 or name='\"x\"'") from None
 
 
 def set_key(table: dict[str, Any], key: str, value: Any, where: str) -> None:  # noqa: ANN401 - any TOML value
@@ -254,9 +252,7 @@ def describe_fault(error: ValidationError, schema: type[BaseModel]) -> str:
     if fault["type"] == "value_error":
         return f"{key}: {message}" if key else message
     if fault["type"] == "string_pattern_mismatch":
-        message = (
-            "is not a name; use up to 64 letters, digits, dots, dashes and underscores, starting with a letter or digit"
-        )
+        message = "is not a name; use up to 64 letters, digits, dots, dashes and underscores, starting with a letter or digit"
         return f"{key}={fault['input']!r}, {message}"
     return f"{key}={fault['input']!r}, is refused: {message[0].lower()}{message[1:]}; mend it"
 

@@ -28,9 +28,7 @@ class TorchEngine:
         self.ranks, self.precision, self.optim = ranks, what.precision, what.optim
         module: nn.Module = self.model
         if ranks.world_size > 1:
-            module = DistributedDataParallel(
-                module, device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None
-            )
+            module = DistributedDataParallel(module, device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None)
         self.module: nn.Module = torch.compile(module) if how.compile else module  # type: ignore[assignment]
         self.optimizer = build_adamw(self.model, what, ranks.device)
 
@@ -87,12 +85,10 @@ def build_adamw(model: GPT, what: What, device: torch.device) -> torch.optim.Ada
     ]
     groups = [group for group in groups if group["params"]]
     optim = what.optim
-    return torch.optim.AdamW(
-        groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=device.type in ("cpu", "cuda")
-    )
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=device.type in ("cpu", "cuda"))
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seed dropout for one step, so that a resumed run draws the masks of an uninterrupted one without saved generator states."""
+    """Seed dropout for one step: a resumed run draws the masks of an uninterrupted one, with no generator state saved."""
     mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB + 1) % 2**63
     torch.manual_seed(mixed)

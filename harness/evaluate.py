@@ -30,9 +30,7 @@ def evaluate_state(
 ) -> TrainState:
     """Score the whole validation split, write a row, and return the state with the newest and the best loss."""
     started, what = time.perf_counter(), run.what
-    val_loss = evaluate(
-        engine, val, seq_len=what.model.seq_len, stride=what.eval_stride, batch_size=run.how.eval.batch_size
-    )
+    val_loss = evaluate(engine, val, seq_len=what.model.seq_len, stride=what.eval_stride, batch_size=run.how.eval.batch_size)
     tokens = state.step * run.tokens_per_step
     metrics.write(
         "eval",
@@ -51,8 +49,8 @@ def evaluate_state(
 def evaluate(engine: TorchEngine, val: TokenShards, *, seq_len: int, stride: int, batch_size: int) -> float:
     """Return the mean loss over the validation split.
 
-    Windows begin every `stride` tokens; each scores the targets that the one before did not, so with stride < seq_len every
-    target but the first has at least seq_len - stride tokens of context. The last window may be shorter.
+    Windows begin every `stride` tokens; each scores the targets that the one before did not, so with stride < seq_len
+    every target behind the first window has at least seq_len - stride tokens of context. The last window may be shorter.
 
     Units: nats per token, summed in float64.
     """
@@ -84,9 +82,7 @@ def score_windows(engine: TorchEngine, windows: torch.Tensor) -> torch.Tensor:
     return losses.view(len(windows), -1)
 
 
-def score_tail(
-    engine: TorchEngine, val: TokenShards, starts: np.ndarray, whole: np.ndarray, seq_len: int, stride: int
-) -> float:
+def score_tail(engine: TorchEngine, val: TokenShards, starts: np.ndarray, whole: np.ndarray, seq_len: int, stride: int) -> float:
     """Return the summed loss of the targets behind the last whole window."""
     if len(starts) == len(whole):
         return 0.0

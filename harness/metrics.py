@@ -21,9 +21,9 @@ from harness.runs import write_json
 
 
 class MetricsWriter:
-    """Appends rows to an attempt's metrics.jsonl and prints them in short; each row is one write, so a kill tears the last only.
+    """Appends rows to an attempt's metrics.jsonl and prints them in short.
 
-    Ranks above 0 have no attempt folder and write nothing.
+    Each row is one write, so that a kill tears the last one only. Ranks above 0 have no attempt folder and write nothing.
     """
 
     def __init__(self, attempt_dir: Path | None) -> None:
@@ -107,7 +107,7 @@ def number(value: float | None) -> str:
 def write_summary(
     cell_dir: Path, run: RunRecord, cell: CellRecord, state: TrainState, engine: TorchEngine, n_attempts: int
 ) -> None:
-    """Write a finished cell's weights and then its row (harness/FORMAT.md, summary.json): what was achieved beside what was planned."""
+    """Write a finished cell's weights, then its row, achieved beside planned (harness/FORMAT.md, summary.json)."""
     weights = cell_dir / "model.safetensors"
     save_model(engine.model, str(weights))
     tokens = state.step * run.tokens_per_step

@@ -39,9 +39,7 @@ def plan_experiment(experiment: Experiment) -> Plan:
     if experiment.grid.repeats is not None:
         fitted = [cell for run in runs.values() for cell in run.cells if cell.role == "grid"]
         if not fitted:
-            raise ConfigError(
-                "grid.repeats: every cell is held out, so none can be repeated; drop repeats or hold out less"
-            )
+            raise ConfigError("grid.repeats: every cell is held out, so none can be repeated; drop repeats or hold out less")
         cheapest = min(fitted, key=lambda cell: cell.flops)
         variant, size = origins[cheapest.cell_id]
         for seed in range(max(seeds) + 1, max(seeds) + 1 + experiment.grid.repeats.n):
@@ -96,9 +94,7 @@ def iter_variants(experiment: Experiment) -> list[Experiment]:
     """Return one experiment per combination of the calibration axes (just this one where there are none)."""
     for key in experiment.grid.axes:
         if key.split(".")[0] not in AXIS_SECTIONS or "." not in key:
-            raise ConfigError(
-                f"grid.axes: {key}, is not an axis; use a key of {', '.join(AXIS_SECTIONS)}, such as optim.lr"
-            )
+            raise ConfigError(f"grid.axes: {key}, is not an axis; use a key of {', '.join(AXIS_SECTIONS)}, such as optim.lr")
     variants = []
     for values in itertools.product(*experiment.grid.axes.values()):
         table = experiment.model_dump(exclude_none=True)
@@ -250,8 +246,9 @@ def check_epochs(experiment: Experiment, data: DataRecord, tokens: int) -> None:
     epochs = tokens / data.epoch_tokens
     if epochs > experiment.data.max_epochs:
         raise ConfigError(
-            f"data.max_epochs={experiment.data.max_epochs:g}, a budget of {tokens:,} tokens is {epochs:.2f} epochs of the "
-            f"{data.epoch_tokens:,} training tokens; repeated data bends a law: lower the budget or raise data.max_epochs"
+            f"data.max_epochs={experiment.data.max_epochs:g}, a budget of {tokens:,} tokens is {epochs:.2f} epochs of "
+            f"the {data.epoch_tokens:,} training tokens; repeated data bends a law: lower the budget, or raise "
+            "data.max_epochs"
         )
 
 
@@ -264,8 +261,8 @@ def resolve_cell(
     n_cooldown = max(1, round((schedule.cooldown_fraction or DEFAULT_COOLDOWN_FRACTION) * n_steps)) if is_wsd else 0
     if what.schedule.n_warmup_steps > n_steps - n_cooldown:
         raise ConfigError(
-            f"schedule.warmup_tokens={schedule.warmup_tokens:,}, is {what.schedule.n_warmup_steps} steps of the {n_steps} of the "
-            f"budget of {requested_tokens:,} tokens, which leaves no plateau; lower it or drop that budget"
+            f"schedule.warmup_tokens={schedule.warmup_tokens:,}, is {what.schedule.n_warmup_steps} steps of the {n_steps} "
+            f"of the budget of {requested_tokens:,} tokens, which leaves no plateau; lower it or drop that budget"
         )
     shape, floor = (schedule.cooldown_shape or "sqrt", schedule.min_lr_fraction) if is_wsd else (None, None)
     budget = {

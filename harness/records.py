@@ -1,4 +1,4 @@
-"""The frozen values of a plan, as they are written to and read from JSON (harness/FORMAT.md), and how they are hashed. No torch.
+"""The frozen values of a plan as they stand in JSON (harness/FORMAT.md), and how they are hashed. No torch.
 
 A run's `what` fixes its results, and its hash is the id; the `how` may change between attempts.
 """

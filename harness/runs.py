@@ -1,4 +1,4 @@
-"""Where an experiment's files are and what they say: layout, the written plan, derived state, merged metrics, code identity.
+"""Where an experiment's files are and what they say: the plan, derived states, merged metrics, the code's identity.
 
 No torch: `launch` and `results` read experiments through this module. The formats stand in harness/FORMAT.md.
 """
@@ -134,8 +134,8 @@ def load_run(run_dir: Path) -> RunRecord:
     digest = hash_record(run.what.model_dump(mode="json"))[:10]
     if run_dir.resolve().name != run.run_id or not run.run_id.endswith(digest):
         raise ConfigError(
-            f"{path}: run_id={run.run_id}, does not match its folder or its content (hash {digest}): this is the folder of "
-            "another plan or was edited; plan the experiment again"
+            f"{path}: run_id={run.run_id}, does not match its folder or its content (hash {digest}): this is the folder "
+            "of another plan or was edited; plan the experiment again"
         )
     return run
 
@@ -159,9 +159,7 @@ def list_pending_cells(run_dir: Path, run: RunRecord) -> list[CellRecord]:
 def list_attempts(run_dir: Path) -> list[Path]:
     """Return the folders of a run's attempts, oldest first."""
     folder = run_dir / "attempts"
-    return (
-        sorted((p for p in folder.iterdir() if p.name.isdigit()), key=lambda p: int(p.name)) if folder.is_dir() else []
-    )
+    return sorted((p for p in folder.iterdir() if p.name.isdigit()), key=lambda p: int(p.name)) if folder.is_dir() else []
 
 
 @dataclass(frozen=True)
@@ -212,7 +210,7 @@ def age_of(path: Path) -> float:
 
 
 def read_process_start(pid: int) -> str | None:
-    """Return a process's start time in clock ticks since boot, which tells a reused pid apart; None if it is gone or unknown."""
+    """Return a process's start in clock ticks since boot, which tells a reused pid apart; None if gone or unknown."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -283,9 +281,7 @@ def describe_code(root: Path) -> Code:
     if record.exists():
         snapshot = read_json(record)
         if snapshot["code_hash"] != code_hash:
-            raise ConfigError(
-                f"{root}: code_hash={code_hash}, the snapshot was edited; remove that folder and submit again"
-            )
+            raise ConfigError(f"{root}: code_hash={code_hash}, the snapshot was edited; remove that folder and submit again")
         return Code(code_hash, snapshot["commit"], snapshot["dirty"])
     commit, status = run_git(root, "rev-parse", "HEAD"), run_git(root, "status", "--porcelain", "--", *CODE_PACKAGES)
     return Code(code_hash, commit, None if commit is None or status is None else bool(status))
@@ -294,9 +290,7 @@ def describe_code(root: Path) -> Code:
 def run_git(root: Path, *arguments: str) -> str | None:
     """Return what a git command prints, or None where there is no git or no repository."""
     try:
-        result = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=30, check=False
-        )
+        result = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=30, check=False)
     except OSError:
         return None
     return result.stdout.strip() if result.returncode == 0 else None

@@ -35,9 +35,7 @@ class Cooldown(Protocol):
     def cooldown_min_lr_fraction(self) -> float | None: ...
 
 
-def compute_lr(
-    step: int, peak: float, schedule: Schedule, n_steps_horizon: int | None, cooldown: Cooldown | None
-) -> float:
+def compute_lr(step: int, peak: float, schedule: Schedule, n_steps_horizon: int | None, cooldown: Cooldown | None) -> float:
     """Return the learning rate on the trunk, or in a cell's cooldown where one is given and has steps."""
     if cooldown is not None and cooldown.n_cooldown_steps:
         return peak * compute_cooldown_factor(step, cooldown)

@@ -1,7 +1,7 @@
 """Train one run: `python -m harness.train <run dir>`, alone or under torchrun. This is the page to read first.
 
-A run is a trunk and its cells: for each unfinished cell, train the trunk to the cell's branch point, then the cell's cooldown,
-evaluate, and write its row. A schedule without cooldown is a trunk whose only cell branches off at its last step.
+A run is a trunk and its cells: for each unfinished cell, train the trunk to the cell's branch point, then the cell's
+cooldown, evaluate, and write its row. A schedule without cooldown is a trunk whose only cell branches off at its last step.
 """
 
 import argparse
@@ -96,7 +96,7 @@ def train_segment(t: Training, cell: CellRecord | None, end_step: int) -> None:
 
 
 def agree(t: Training, loss: float) -> tuple[float, bool, bool, np.ndarray]:
-    """Return what all ranks hold in common: the mean loss, whether to stop, whether to save, and the step's data digest."""
+    """Return what all ranks hold in common: mean loss, whether to stop, whether to save, the step's data digest."""
     is_save_due = t.ranks.rank == 0 and time.monotonic() - t.last_save >= t.run.how.engine.checkpoint_every_s
     mine = np.array([loss, float(t.stop.look()), float(is_save_due)])
     total = t.ranks.sum(np.concatenate([mine, t.batches.read_digest()]))

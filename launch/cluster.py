@@ -30,9 +30,7 @@ def load_cluster(name: str) -> Cluster:
     path = Path(name) if name.endswith(".toml") else CLUSTERS_DIR / f"{name}.toml"
     if not path.exists():
         known = ", ".join(sorted(p.stem for p in CLUSTERS_DIR.glob("*.toml")))
-        raise ConfigError(
-            f"--cluster={name}, there is no {path.name}; use one of {known}, or the path of a cluster file"
-        )
+        raise ConfigError(f"--cluster={name}, there is no {path.name}; use one of {known}, or the path of a cluster file")
     try:
         cluster = Cluster.model_validate(read_toml(path))
     except ValidationError as error:

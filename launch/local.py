@@ -1,4 +1,4 @@
-"""Run an experiment on this machine: longest runs first, one per slot, each its own process running the code snapshot."""
+"""Run an experiment on this machine: longest runs first, one per slot, each a process that runs the code snapshot."""
 
 import contextlib
 import os
@@ -57,7 +57,7 @@ class Local:
 
 
 def submit(plan: Plan, experiment_dir: Path, cluster: Cluster) -> int:
-    """Run all that is unfinished; the others go on when one fails. Returns the exit status: 1 if a cell is missing in the end."""
+    """Run all that is unfinished; when one fails the others go on. Returns the exit status, 1 if a cell is missing."""
     pending = [run for run in plan.runs if list_pending_cells(experiment_dir / run.run_id, run)]
     diverged = [run for run in pending if run_state(experiment_dir / run.run_id, run).state == "diverged"]
     queue = sorted((run for run in pending if run not in diverged), key=lambda run: run.flops, reverse=True)
@@ -130,9 +130,7 @@ def fill_slots(local: Local) -> None:
 def start_job(local: Local, run_dir: Path, attempt_dir: Path, slot: int) -> subprocess.Popen[bytes]:
     """Start the training process of one attempt, with the code snapshot and an allow-listed environment."""
     gpu, threads = local.slots[slot], str(local.threads_per_slot)
-    environment = {
-        key: value for key, value in os.environ.items() if key in ENVIRONMENT or key.startswith(ENVIRONMENT_PREFIXES)
-    }
+    environment = {key: value for key, value in os.environ.items() if key in ENVIRONMENT or key.startswith(ENVIRONMENT_PREFIXES)}
     environment |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
     if gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = gpu

@@ -117,9 +117,7 @@ def render_line(progress: list[RunProgress]) -> str:
     """Render the progress as one plain line, for logs."""
     running = [run for run in progress if run.flops_per_s]
     parts = [describe_counts(progress)]
-    parts += [
-        f"{run.run.size} loss {run.row['train_loss']:.3f}" for run in running if run.row and run.row["train_loss"]
-    ]
+    parts += [f"{run.run.size} loss {run.row['train_loss']:.3f}" for run in running if run.row and run.row["train_loss"]]
     if running:
         parts.append(f"{sum(run.row['tokens_per_s'] for run in running if run.row):,.0f} tokens/s")
     left = estimate_seconds_left(progress)
@@ -156,7 +154,7 @@ def render_page(experiment: str, progress: list[RunProgress]) -> Group:
     bar = ProgressBar(total=total, completed=sum(run.flops_done for run in progress), width=60)
     left = estimate_seconds_left(progress)
     line = f"{experiment}: {describe_counts(progress)}" + (f"; about {format_seconds(left)} left" if left else "")
-    return Group(table, bar, Text(line))
+    return Group(table, bar, Text(), Text(line))
 
 
 STYLES = {"done": "green", "running": "cyan", "planned": "dim", "preempted": "yellow"}

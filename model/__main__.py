@@ -8,9 +8,7 @@ import typer
 from model.ladder import PUBLISHED, format_count, iter_ladder, parse_count, published_model
 from model.size import ModelConfig, SizeError, count_flops, count_params
 
-app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__, rich_markup_mode=None
-)
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__, rich_markup_mode=None)
 
 
 @app.command()
@@ -33,9 +31,7 @@ def ladder(
         vocab_size=vocab_size,
         seq_len=seq_len,
     )
-    print_sizes(
-        [(config.size, config) for config in configs], f"{preset}, vocabulary {vocab_size:,}, seq_len {seq_len:,}"
-    )
+    print_sizes([(config.size, config) for config in configs], f"{preset}, vocabulary {vocab_size:,}, seq_len {seq_len:,}")
 
 
 @app.command()

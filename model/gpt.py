@@ -1,7 +1,7 @@
 """The decoder-only GPT of the video and of nanoGPT: pre-norm blocks, learned positions, fused causal self-attention.
 
-One module; the differences between the two are values of `ModelConfig`. Shape letters: B batch, T sequence, C width (d_model),
-H heads, V vocabulary.
+One module; the differences between the two are values of `ModelConfig`. Shape letters: B batch, T sequence,
+C width (d_model), H heads, V vocabulary.
 """
 
 import math
@@ -89,7 +89,7 @@ class GPT(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Draw matrices from N(0, init_std), the residual projections smaller where `residual_init` is scaled; zero biases.
+        """Draw matrices from N(0, init_std), residual projections smaller where `residual_init` is scaled; zero biases.
 
         Source: Radford et al. 2019, section 2.3 (scaled); the video's script (plain).
         """
@@ -142,8 +142,6 @@ class GPT(nn.Module):
                 if top_k is not None and top_k < logits.shape[-1]:
                     cut = logits.topk(top_k).values[:, -1:]
                     logits = logits.masked_fill(logits < cut, -torch.inf)
-                following = torch.multinomial(
-                    F.softmax(logits / temperature, dim=-1), num_samples=1, generator=generator
-                )
+                following = torch.multinomial(F.softmax(logits / temperature, dim=-1), num_samples=1, generator=generator)
             ids = torch.cat([ids, following], dim=1)
         return ids

@@ -26,9 +26,7 @@ def published_model(name: str) -> ModelConfig:
     if name not in PUBLISHED:
         raise SizeError(f"model={name!r}, is not a published size; use one of {', '.join(PUBLISHED)}")
     preset, n_layer, n_head, d_model, vocab_size, seq_len = PUBLISHED[name]
-    return resolve_model(
-        preset, n_layer=n_layer, n_head=n_head, d_model=d_model, vocab_size=vocab_size, seq_len=seq_len
-    )
+    return resolve_model(preset, n_layer=n_layer, n_head=n_head, d_model=d_model, vocab_size=vocab_size, seq_len=seq_len)
 
 
 def iter_ladder(
@@ -43,8 +41,8 @@ def iter_ladder(
 ) -> Iterator[ModelConfig]:
     """Yield the models of depth 1, 2, 3, ... whose non-embedding parameters lie between `smallest` and `largest`.
 
-    Width follows depth: d_model = aspect x n_layer, rounded up to whole heads of width `d_head`, so that shape stays alike
-    while size grows (a constant head count or depth would be a second thing that varies).
+    Width follows depth: d_model = aspect x n_layer, rounded up to whole heads of width `d_head`, so that the shape stays
+    alike while size grows (a constant head count or depth would be a second thing that varies).
     """
     if not 0 < smallest <= largest < float("inf"):
         raise SizeError(f"from={smallest:g}, to={largest:g}: the ladder is empty or endless; use 0 < from <= to")

@@ -1,7 +1,7 @@
 """The shape of a GPT, and exact counts of its parameters and FLOPs, by component. No torch.
 
-Every convention that the literature calls "N" or "FLOPs" is a named sum of the components, so that a law can be refitted
-under each of them.
+Every convention that the literature calls "N" or "FLOPs" is a named sum of the components, so that a law can be
+refitted under each of them.
 """
 
 from dataclasses import dataclass, fields
@@ -66,9 +66,9 @@ class ModelConfig(BaseModel):
         return name if self.d_ff is None else f"{name}-f{self.d_ff}"
 
 
-# Architecture only: shape, vocabulary and dropout come from the experiment. The shapes that were published stand in ladder.py.
+# Architecture only: shape, vocabulary and dropout come from the experiment. Published shapes stand in ladder.py.
 PRESETS: dict[str, dict[str, Any]] = {
-    # "Let's build GPT", final script: separate key/query/value without bias, biases elsewhere, ReLU, untied head with bias.
+    # "Let's build GPT", final script: keys, queries and values without bias, biases elsewhere, ReLU, untied head.
     "video": {
         "activation": "relu",
         "bias": True,
@@ -145,7 +145,7 @@ class ParamCount:
 
     @property
     def n_params_non_embedding(self) -> int:
-        """The blocks and the final norm: no token embedding, no positions, no head (Kaplan et al. 2020, section 2.1)."""
+        """The blocks and the final norm: no embedding, no positions, no head (Kaplan et al. 2020, section 2.1)."""
         return self.attention + self.mlp + self.norms
 
     @property
@@ -179,8 +179,8 @@ def count_params(config: ModelConfig) -> ParamCount:
 class FlopCount:
     """Training FLOPs per token (forward and backward), by component. A multiply and an add are 2.
 
-    Source: Chowdhery et al. 2022 (PaLM), appendix B: 6 per matrix parameter, and 12 n_layer d_model seq_len for the attention
-    scores and their use, counted over the full sequence (the causal half is not taken off).
+    Source: Chowdhery et al. 2022 (PaLM), appendix B: 6 per matrix parameter, and 12 n_layer d_model seq_len for the
+    attention scores and their use, counted over the full sequence (the causal half is not taken off).
     """
 
     attention_matrices: int

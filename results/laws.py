@@ -1,14 +1,14 @@
 """Scaling laws: each is one value with its source, able to say the loss and the best use of compute.
 
-Legend, here and in fit.py: L is val_loss (nats per token), N a parameter count (the caller says which), D training tokens,
+Legend, here and in fit.py: L is val_loss (nats per token), N a parameter count (the caller says which), D training tokens and
 C = 6 N D training FLOPs.
 
 A fit moves in five centred logs, theta = (a, b, e, alpha, beta), where x and y are ln N and ln D less their means over the cells:
 
     ln L = ln( exp(a - alpha x) + exp(b - beta y) + exp(e) )
 
-a, b and e are then the sizes of the three terms in the middle of the grid. A and B themselves are those terms moved to N = 1 and
-D = 1, ten decades away, so they are almost a function of the exponents (correlation above 0.999 on published data).
+So a, b and e say how large the three terms are in the middle of the grid. A and B are those terms moved to N = 1 and D = 1,
+decades away: almost a function of the exponents (correlation above 0.999 on published data), and not to be read alone.
 """
 
 from dataclasses import dataclass
@@ -61,14 +61,19 @@ class Chinchilla:
         """Say how fast the best model grows: N* is proportional to C^a with a = beta / (alpha + beta)."""
         return self.beta / (self.alpha + self.beta)
 
-    def allocate(self, flops: float) -> Allocation:
-        """Minimise the law along C = 6 N D, in closed form.
+    def log_tokens_per_param(self, flops: float) -> float:
+        """Return ln(D*/N*) of the best split of C = 6 N D, in closed form.
 
-        Source: the same paper, equation 4: N* = G (C/6)^(beta/(alpha+beta)), G = (alpha A / beta B)^(1/(alpha+beta)).
+        Source: the same paper, equation 4: N* = G (C/6)^a, D* = (C/6)^b / G with G = (alpha A / beta B)^(1/(alpha+beta)),
+        a = beta/(alpha+beta), b = alpha/(alpha+beta).
         """
         both = self.alpha + self.beta
         log_g = (np.log(self.alpha * self.A) - np.log(self.beta * self.B)) / both
-        n_params = float(np.exp(log_g + self.beta / both * np.log(flops / 6)))
+        return float((self.alpha - self.beta) / both * np.log(flops / 6) - 2 * log_g)
+
+    def allocate(self, flops: float) -> Allocation:
+        """Minimise the law along C = 6 N D."""
+        n_params = float(np.exp((np.log(flops / 6) - self.log_tokens_per_param(flops)) / 2))
         tokens = flops / 6 / n_params
         return Allocation(flops, n_params, tokens, float(self.loss(n_params, tokens)))
 

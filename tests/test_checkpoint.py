@@ -99,5 +99,5 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
 
     state = {**engine_state(), "optimizer": Malice()}
     path = write_checkpoint(tmp_path, TrainState(step=1), state, "run")
-    with pytest.raises(Exception, match="weights_only|Unsupported"):
+    with pytest.raises(Exception, match=r"weights_only|Unsupported"):
         load_checkpoint(path, CPU)

@@ -60,7 +60,7 @@ def test_imports_stay_inside_the_walls(path: Path) -> None:
                     "model": TORCH_FREE_MODEL,
                     "data_prep": DATA_PREP_FOR_OTHERS,
                 }[first]
-                assert rest and rest[0] in allowed, f"{path} imports {module}"
+                assert rest[0] in allowed, f"{path} imports {module}"
         assert package in ONLY_IN.get(first, {package}), f"{path} imports {module}"
         if first == "torch" and package == "model":
             assert path.stem not in TORCH_FREE_MODEL

@@ -81,7 +81,10 @@ def test_ids_change_with_what_is_trained(data_dir: Path, section: dict[str, obje
 
 def test_a_cooldown_changes_the_cells_but_not_the_trunk(data_dir: Path) -> None:
     schedule = {"kind": "wsd", "warmup_tokens": 256, "cooldown_fraction": 0.5}
-    base, other = plan_experiment(tiny_experiment(data_dir)), plan_experiment(tiny_experiment(data_dir, schedule=schedule))
+    base, other = (
+        plan_experiment(tiny_experiment(data_dir)),
+        plan_experiment(tiny_experiment(data_dir, schedule=schedule)),
+    )
     assert {run.run_id for run in base.runs} == {run.run_id for run in other.runs}
     assert not cell_ids(base) & cell_ids(other)
 
@@ -89,7 +92,6 @@ def test_a_cooldown_changes_the_cells_but_not_the_trunk(data_dir: Path) -> None:
 def test_ids_are_pinned() -> None:
     """The definition of an id is final: this value may never change."""
     assert hash_record({"b": [1, None], "a": {"x": 0.1, "y": None}, "c": None})[:10] == "613afbf10b"
-
 
 
 def test_a_grid_extends_without_new_ids(data_dir: Path) -> None:
@@ -145,7 +147,10 @@ def test_budgets_by_flops_steps_and_ratio(data_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("sections", "expected"),
     [
-        ({"grid": grid(sizes=[{"n_layer": 1, "n_head": 3, "d_model": 8}])}, "n_head=3, does not divide d_model=8; use 2"),
+        (
+            {"grid": grid(sizes=[{"n_layer": 1, "n_head": 3, "d_model": 8}])},
+            "n_head=3, does not divide d_model=8; use 2",
+        ),
         ({"grid": grid(tokens=[STEP - 1])}, "127 tokens, is smaller than one step"),
         ({"grid": grid(tokens=[8 * STEP + 60])}, r"1,084 tokens, is missed by 5\.5% .*; use 1,024"),
         ({"grid": grid(tokens=[2_000 * STEP])}, r"data\.max_epochs=4, a budget of 256,000 tokens is .* epochs"),

@@ -68,9 +68,7 @@ def damage_with_equal_size(path: Path) -> None:
 def test_shakespeare_is_byte_equal_to_nanogpts(tmp_path, corpora):
     manifest = prepare("shakespeare-char", tmp_path / "data", corpora=corpora).manifest
     for split, tokens in (("train", 1_003_854), ("val", 111_540)):
-        assert (
-            hashlib.sha256((tmp_path / "data" / split / "00000.bin").read_bytes()).hexdigest() == NANOGPT_SHA256[split]
-        )
+        assert hashlib.sha256((tmp_path / "data" / split / "00000.bin").read_bytes()).hexdigest() == NANOGPT_SHA256[split]
         assert manifest.splits[split].tokens == manifest.splits[split].text_bytes == tokens
     assert (manifest.vocab_size, manifest.dtype, manifest.max_token_id) == (65, "uint16", 64)
     assert manifest.content_id == "44d613a0e4042f134d88a6c5826e44ac6a16333baa612dc9500eb338bb1210db"
@@ -145,9 +143,7 @@ def test_content_id_depends_on_the_text_only(tmp_path, text):
 
 def test_recipe_id_is_pinned():
     """A key that a later version adds must be None by default, or every directory would be refused."""
-    canonical = (
-        b'{"max_shard_tokens":100000000,"source_sha256":"s","split":"tail","tokenizer":"char","val_fraction":0.1}'
-    )
+    canonical = b'{"max_shard_tokens":100000000,"source_sha256":"s","split":"tail","tokenizer":"char","val_fraction":0.1}'
     assert Recipe("s").id == hashlib.sha256(canonical).hexdigest()
 
 
@@ -309,7 +305,7 @@ def test_demo_falls_back_to_pythons_own_sources_and_says_so(tmp_path, no_corpora
     assert verify(tmp_path / "data") == []
 
 
-def test_demo_keeps_the_fallback_that_is_there_and_says_so(tmp_path, no_corpora, monkeypatch):
+def test_demo_keeps_the_fallback_that_is_there_and_says_so(tmp_path, no_corpora):
     first = prepare("demo", tmp_path / "data")
     again = prepare("demo", tmp_path / "data")
     assert again.reused
@@ -420,9 +416,7 @@ def test_a_window_longer_than_the_split_is_one_line_and_status_2(run, tmp_path, 
     ("number", "status", "advice"),
     [(errno.ENOSPC, 1, "free some space"), (errno.EDQUOT, 1, "free some space"), (errno.EROFS, 2, "check the path")],
 )
-def test_a_disk_that_cannot_be_written_is_one_line_and_leaves_nothing(
-    run, tmp_path, text, monkeypatch, number, status, advice
-):
+def test_a_disk_that_cannot_be_written_is_one_line_and_leaves_nothing(run, tmp_path, text, monkeypatch, number, status, advice):
     def failing(descriptor):
         raise OSError(number, os.strerror(number))
 

@@ -108,7 +108,11 @@ def row(step: int, loss: float, cell_id: str | None = None) -> str:
 
 
 def test_metrics_merge_attempts_and_drop_a_torn_line(tmp_path: Path) -> None:
-    lines = {1: [row(1, 3.0), row(2, 2.0), row(3, 1.0)[:20]], 2: [row(2, 2.5), row(3, 1.5), row(3, 1.4, "cell")], 10: []}
+    lines = {
+        1: [row(1, 3.0), row(2, 2.0), row(3, 1.0)[:20]],
+        2: [row(2, 2.5), row(3, 1.5), row(3, 1.4, "cell")],
+        10: [],
+    }
     for attempt, content in lines.items():
         folder = tmp_path / "attempts" / str(attempt)
         folder.mkdir(parents=True)

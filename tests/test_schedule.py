@@ -1,6 +1,7 @@
 """The learning rate: what each step uses, at the borders above all."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pytest
 
@@ -42,7 +43,7 @@ def test_cooldown_begins_at_the_peak_and_falls_every_step(shape: CooldownShape) 
     branch = Branch(cooldown_shape=shape)
     values = [lr_at(step, branch=branch) for step in range(80, 100)]
     assert values[0] == lr_at(79) == 2.0
-    assert all(later < earlier for earlier, later in zip(values, values[1:], strict=False))
+    assert all(later < earlier for earlier, later in pairwise(values))
     assert values[-1] > 0
     assert lr_at(100, branch=branch) == pytest.approx(0.0)
 

@@ -244,9 +244,7 @@ def test_sound_data_has_no_faults(data_dir):
 
 def test_an_id_outside_the_vocabulary_is_a_fault_although_the_hash_holds(tmp_path):
     manifest = write_data(tmp_path, [np.array([3, 100])], [np.array([99])], vocab_size=100)
-    assert list(iter_faults(tmp_path, manifest)) == [
-        f"{tmp_path / 'train/00000.bin'}: token id 100 is not below vocab_size=100"
-    ]
+    assert list(iter_faults(tmp_path, manifest)) == [f"{tmp_path / 'train/00000.bin'}: token id 100 is not below vocab_size=100"]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,16 @@ from harness.attempt import StopWish
 from harness.config import ConfigError
 from harness.engine import TorchEngine
 from harness.plan import plan_experiment
-from harness.runs import find_cell_dir, iter_metrics, list_attempts, load_plan, load_run, read_json, run_state, write_plan
+from harness.runs import (
+    find_cell_dir,
+    iter_metrics,
+    list_attempts,
+    load_plan,
+    load_run,
+    read_json,
+    run_state,
+    write_plan,
+)
 from harness.train import run_attempt
 
 DETERMINISTIC = ("val_loss", "val_loss_best", "train_loss", "receipt", "weights_sha256", "tokens", "steps", "flops")
@@ -110,7 +119,10 @@ def test_resume_is_bit_equal(
 ) -> None:
     """Stopped on the trunk, at a branch point, in either cooldown: the same weights, losses and receipts."""
     model = {"preset": "nanogpt", "dropout": dropout}
-    calm, broken = plan_into(tmp_path / "calm", data_dir, model=model), plan_into(tmp_path / "broken", data_dir, model=model)
+    calm, broken = (
+        plan_into(tmp_path / "calm", data_dir, model=model),
+        plan_into(tmp_path / "broken", data_dir, model=model),
+    )
     run_attempt(calm, None, None)
     with monkeypatch.context() as patch:
         stop_at_look(patch, stop_after)
@@ -136,13 +148,14 @@ def test_a_kill_between_row_and_outcome_costs_nothing(data_dir: Path, tmp_path: 
 
 
 def test_accumulation_changes_the_gradient_only_by_rounding(data_dir: Path, tmp_path: Path) -> None:
-    whole, parts = plan_into(tmp_path / "a", data_dir), plan_into(tmp_path / "b", data_dir, engine={"device": "cpu", "micro_batch_size": 2})
+    whole, parts = (
+        plan_into(tmp_path / "a", data_dir),
+        plan_into(tmp_path / "b", data_dir, engine={"device": "cpu", "micro_batch_size": 2}),
+    )
     assert whole.name == parts.name
     for run_dir in (whole, parts):
         run_attempt(run_dir, None, None)
-    one, other = (
-        {(r["cell_id"], r["step"]): r for r in iter_metrics(d) if r["kind"] == "train"} for d in (whole, parts)
-    )
+    one, other = ({(r["cell_id"], r["step"]): r for r in iter_metrics(d) if r["kind"] == "train"} for d in (whole, parts))
     for key, row in one.items():
         assert other[key]["train_loss"] == pytest.approx(row["train_loss"], rel=1e-5)
         assert other[key]["receipt"] == row["receipt"]

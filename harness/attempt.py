@@ -138,8 +138,8 @@ class Ending:
         if state == "failed" and self.status == 1:
             traceback.print_exception(error)
         if self.attempt_dir is not None:
-            write_outcome(self.attempt_dir, state, reason, self.read_step(), error)
             print(f"{state}: {reason}" if reason else state, file=sys.stderr if self.status else sys.stdout, flush=True)
+            write_outcome(self.attempt_dir, state, reason, self.read_step(), error)
         return True
 
 
@@ -155,15 +155,24 @@ def classify_ending(error: Exception | None) -> tuple[State, int]:
         return "failed", 2
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, known without importing torch
         return "oom", 1
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "disk_full", 1
-    return "failed", 1
+    return ("disk_full" if find_disk_full(error) else "failed"), 1
+
+
+def find_disk_full(error: BaseException | None) -> OSError | None:
+    """Return the refusal of a full disk or quota behind an error; torch.save raises its own over it."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def describe_error(error: Exception | None) -> str:
     """Say an ending in one line; a bare message where the error is one of ours."""
     if error is None:
         return ""
+    if full := find_disk_full(error):
+        return f"{full}; the last checkpoint stands: make room and start again"
     text = " ".join(str(error).split())[:500]
     return (
         text if isinstance(error, StoppedError | DivergedError | ConfigError | DataError) else f"{type(error).__name__}: {text}"

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from data_prep.sampler import WindowSampler
-from data_prep.shards import Manifest, load_manifest
+from data_prep.shards import Manifest, check_sizes, load_manifest
 from harness.config import BUDGET_KEYS, ConfigError, Experiment, Size, parse_experiment, set_key
 from harness.records import CellRecord, DataRecord, How, Optim, Plan, Role, RunRecord, What, hash_record
 from harness.schedule import Schedule
@@ -26,6 +26,7 @@ def plan_experiment(experiment: Experiment) -> Plan:
         SizeError: a shape that cannot be built.
     """
     manifest = load_manifest(Path(experiment.data.dir))
+    check_sizes(Path(experiment.data.dir), manifest)
     data = describe_data(experiment, manifest)
     seeds = experiment.grid.seeds or (experiment.seed,)
     runs: dict[str, RunRecord] = {}

@@ -305,13 +305,17 @@ def snapshot_code(experiment_dir: Path, root: Path | None = None) -> Path:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=".staging-"))
-    for path in list_code_files(root):
-        copy = staging / path.relative_to(root)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copy)
-    write_json(staging / "snapshot.json", {"code_hash": code.code_hash, "commit": code.commit, "dirty": code.dirty})
-    shutil.rmtree(target, ignore_errors=True)  # an unfinished copy
-    staging.rename(target)
+    try:
+        for path in list_code_files(root):
+            copy = staging / path.relative_to(root)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+        write_json(staging / "snapshot.json", {"code_hash": code.code_hash, "commit": code.commit, "dirty": code.dirty})
+        staging.rename(target)
+    except OSError:
+        shutil.rmtree(staging, ignore_errors=True)
+        if not (target / "snapshot.json").exists():  # else another submission has just published the same copy
+            raise
     return target
 
 

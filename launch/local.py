@@ -153,7 +153,11 @@ def reap(local: Local) -> None:
     for job in [job for job in local.jobs if job.process.poll() is not None]:
         local.jobs.remove(job)
         if not (job.attempt_dir / "outcome.json").exists():
-            write_outcome(job.attempt_dir, "failed", describe_death(job), None)
+            reason = describe_death(job)
+            try:
+                write_outcome(job.attempt_dir, "failed", reason, None)
+            except OSError as error:  # the disk that failed the job
+                print(f"{job.run.run_id}: {reason}; its outcome cannot be recorded: {error}", file=sys.stderr)
 
 
 def describe_death(job: Job) -> str:

@@ -60,6 +60,17 @@ def test_every_ending_has_its_record(tmp_path: Path, error: Exception | None, st
     assert (outcome["error"] is None) == (error is None)
 
 
+def test_a_full_disk_is_known_under_the_error_that_torch_raises_over_it(tmp_path: Path) -> None:
+    with Ending(tmp_path):
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError:
+            raise RuntimeError("unexpected pos 29760 vs 29712")  # noqa: B904 - as torch.save does
+    outcome = json.loads((tmp_path / "outcome.json").read_text())
+    assert outcome["state"] == "disk_full"
+    assert "No space left on device; the last checkpoint stands" in outcome["reason"]
+
+
 def test_an_exit_from_outside_leaves_no_outcome(tmp_path: Path) -> None:
     with pytest.raises(SystemExit), Ending(tmp_path):
         raise SystemExit(3)

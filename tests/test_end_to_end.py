@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 from conftest import ROOT
 
 SIZES = ["{ n_layer = 1, n_head = 2, d_model = 8 }", "{ n_layer = 1, n_head = 2, d_model = 16 }"]
-TOKENS = [128 * 150, 128 * 300]
+TOKENS = [128 * 500, 128 * 1000]
 DETERMINISTIC = (
     "val_loss",
     "val_loss_best",
@@ -166,15 +167,15 @@ def test_a_larger_grid_trains_only_what_is_new(calm: Path, data_dir: Path, tmp_p
     write_toml(tmp_path, data_dir, sizes=sizes)
     assert "6 of 6 cells done" in call(tmp_path, "launch", "submit", "tiny.toml")
     assert count_attempts(tmp_path) == attempts + 1, "one run for the new size"
-    write_toml(tmp_path, data_dir, sizes=sizes, tokens=[*TOKENS, 128 * 400])
+    write_toml(tmp_path, data_dir, sizes=sizes, tokens=[*TOKENS, 128 * 1300])
     assert "9 of 9 cells done" in call(tmp_path, "launch", "submit", "tiny.toml")
     assert count_attempts(tmp_path) == attempts + 4, "each trunk goes on once"
-    longer = [json.loads(p.read_text()) for p in tmp_path.glob("runs/tiny/*/cells/*51.2k*/summary.json")]
+    longer = [json.loads(p.read_text()) for p in tmp_path.glob("runs/tiny/*/cells/*166k*/summary.json")]
     assert len(longer) == 3
-    for row in longer:  # 240 = the old trunk's end, 320 = the new branch point
+    for row in longer:  # 800: where the old trunk ended; 1,040: the new branch point
         path = tmp_path / f"runs/tiny/{row['run_id']}/attempts/{row['attempts']}/metrics.jsonl"
         steps = [json.loads(line)["step"] for line in path.read_text().splitlines()]
-        assert min(steps) > 240
+        assert 800 < min(steps) <= 1040
     assert {key: read_table(tmp_path)[key] for key in before} == before == read_table(calm)
 
 
@@ -198,16 +199,16 @@ def test_bad_input_ends_in_one_line_and_status_2(data_dir: Path, tmp_path: Path)
 
 
 def test_a_damaged_shard_is_named_before_anything_is_trained(data_dir: Path, tmp_path: Path) -> None:
-    import shutil
-
     copy = tmp_path / "data"
     shutil.copytree(data_dir, copy)
     write_toml(tmp_path, copy)
     shard = copy / "train/00000.bin"
     shard.write_bytes(shard.read_bytes()[:-2])
-    text = call(tmp_path, "launch", "submit", "tiny.toml", status=1)
+    text = call(tmp_path, "launch", "submit", "tiny.toml", status=2)
     assert "train/00000.bin: manifest says" in text
-    assert not list(tmp_path.glob("runs/tiny/*/checkpoints/*"))
+    assert not (tmp_path / "runs").exists()
+    shard.unlink()
+    assert "but the file is missing" in call(tmp_path, "harness", "plan", "tiny.toml", status=2)
 
 
 def test_a_trained_cell_writes_text(calm: Path) -> None:

@@ -238,7 +238,7 @@ class Refits:
     converged: npt.NDArray[np.bool_]
 
 
-def refit_many(fit: Fit, log_losses: FloatArray, max_steps: int = 1000, tolerance: float = 1e-7) -> Refits:
+def refit_many(fit: Fit, log_losses: FloatArray, max_steps: int = 500, tolerance: float = 1e-6) -> Refits:
     """Fit each row of `log_losses`, all at once, starting from a fit.
 
     Levenberg-Marquardt on reweighted least squares; rows that have arrived drop out. A test holds it to scipy's minima.

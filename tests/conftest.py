@@ -3,13 +3,14 @@
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from data_prep.prepare import prepare
 from harness.config import Experiment, parse_experiment
 from harness.plan import plan_experiment
-from harness.runs import write_plan
+from harness.runs import find_cell_dir, load_plan, load_run, read_json, write_plan
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -73,3 +74,14 @@ def tiny_experiment(data_dir: Path, **sections: object) -> Experiment:
 def tiny_dir(data_dir: Path, tmp_path: Path) -> Path:
     """The folder of a planned experiment, nothing trained."""
     return write_plan(plan_experiment(tiny_experiment(data_dir)), tmp_path / "runs")
+
+
+def plan_into(tmp_path: Path, data_dir: Path, **sections: object) -> Path:
+    """Plan one small run with two budgets and return its folder."""
+    grid = {"sizes": [{"n_layer": 1, "n_head": 2, "d_model": 8}], "tokens": [128 * 8, 128 * 16]}
+    experiment_dir = write_plan(plan_experiment(tiny_experiment(data_dir, **{"grid": grid, **sections})), tmp_path)
+    return experiment_dir / load_plan(experiment_dir).runs[0].run_id
+
+
+def read_summaries(run_dir: Path) -> list[dict[str, Any]]:
+    return [read_json(find_cell_dir(run_dir, cell) / "summary.json") for cell in load_run(run_dir).cells]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from model.ladder import PUBLISHED, format_count, iter_ladder, parse_count, published_model
+from model.ladder import PUBLISHED, published_model
 from model.size import SizeError, count_flops, count_params, resolve_model
 
 SMALL = {"n_layer": 2, "n_head": 2, "d_model": 8, "vocab_size": 11, "seq_len": 4}
@@ -43,23 +43,3 @@ def test_unknown_preset_and_key_are_named() -> None:
 
 def test_the_default_mlp_written_out_is_the_same_model() -> None:
     assert resolve_model("nanogpt", **SMALL, d_ff=32) == resolve_model("nanogpt", **SMALL)
-
-
-def test_ladder_grows_and_keeps_its_bounds() -> None:
-    options = {"preset": "nanogpt", "aspect": 32, "d_head": 16, "vocab_size": 65, "seq_len": 64}
-    sizes = [count_params(c).n_params_non_embedding for c in iter_ladder(2e4, 5e6, **options)]
-    assert sizes == sorted(sizes)
-    assert len(sizes) >= 5
-    assert sizes[0] >= 2e4
-    assert sizes[-1] <= 5e6
-    with pytest.raises(SizeError, match="empty or endless"):
-        list(iter_ladder(5.0, 1.0, **options))
-
-
-def test_counts_read_and_write() -> None:
-    assert parse_count("0.01M") == 10_000
-    assert parse_count("250_000") == 250_000
-    assert parse_count("1.5b") == 1.5e9
-    assert format_count(10_788_929) == "10.8M"
-    with pytest.raises(SizeError, match="not a count"):
-        parse_count("many")

@@ -61,16 +61,17 @@ def sample(
 
 
 def main() -> None:
-    """Run the command line; bad input ends in one line and status 2."""
-    from data_prep.shards import DataError
-    from model.size import SizeError
-
+    """Run the command line; bad input ends in one line and status 2, a refusal of the disk in one line and status 1."""
     try:
         app()
-    except (ConfigError, DataError, SizeError) as error:
+    except ValueError as error:
+        from data_prep.shards import DataError  # here, since numpy comes with it and --help should not wait for it
+
+        if not isinstance(error, ConfigError | DataError):
+            raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except OSError as error:  # a full disk, a folder that may not be written
+    except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
 

@@ -1,0 +1,1 @@
+"""Runs -> claims: one table, laws, fits with honest intervals, pictures, the report."""

@@ -5,7 +5,7 @@ readers; labels beside lines instead of legends; logarithmic axes with plain num
 the same study gives the same bytes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,8 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogFormatterMathtext, LogLocator, MaxNLocator, NullFormatter, NullLocator
-from scipy.stats import norm
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from scipy.special import ndtri
 
 from model.ladder import format_count
 from results.laws import FloatArray
@@ -55,6 +55,8 @@ LOSS_LABEL = "validation loss (nats per token)"
 PALETTE = mpl.colormaps["viridis"]
 LIGHTEST, DARKEST = 0.78, 0.05
 MAX_LINES = 8
+# Where an axis may have its numbers within a power of ten, densest first.
+TICKS = ((1.0, 1.5, 2.0, 3.0, 5.0, 7.0), (1.0, 2.0, 5.0), (1.0, 3.0), (1.0,))
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ def write_pictures(pictures: Sequence[Picture], figures_dir: Path) -> list[Path]
             for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
                 paths.append(figures_dir / f"{picture.name}.{suffix}")
                 picture.figure.savefig(paths[-1], metadata=metadata)
+                picture.figure.set_layout_engine("none")  # laid out once, and alike in both files
     return paths
 
 
@@ -159,23 +162,40 @@ def plot_learning_curves(study: Study, curves: pd.DataFrame) -> Picture:
     cells = select_scored(study)
     series = split_series(cells, study.convention.column)
     evals = curves[(curves["kind"] == "eval") & np.isfinite(curves["loss"])]
+    has_branches = bool((cells["n_cooldown_steps"] > 0).any())
     for one in series:
         for run_id in one.cells["run_id"].unique():
             trunk = evals[(evals["run_id"] == run_id) & evals["cell_id"].isna()]
-            axes.plot(trunk["tokens"], trunk["loss"], color=one.shade, alpha=0.45, linewidth=1.0)
+            alpha, width = (0.45, 1.0) if has_branches else (1.0, 1.6)
+            axes.plot(trunk["tokens"], trunk["loss"], color=one.shade, alpha=alpha, linewidth=width)
         for cell in one.cells.to_dict("records"):
-            curve = select_curve(evals, cell["run_id"], cell["cell_id"], cell["branch_step"])
-            own = curve["cell_id"].notna().to_numpy()
-            branch = curve.iloc[max(int(own.argmax()) - 1, 0) :] if own.any() else curve.iloc[:0]
-            axes.plot(branch["tokens"], branch["loss"], color=one.shade, linewidth=1.6)
+            axes.plot(*trace_branch(evals, cell), color=one.shade, linewidth=1.6)
         draw_cells(axes, one, "tokens")
     finish_axes(axes, cells["val_loss"])
     label_lines(axes, list_labels(series), "parameters")
+    parts = " Light: trunks. Strong: the cooldown branch of each budget." if has_branches else ""
     caption = (
-        f"Validation loss during training, full passes over the validation split, {len(evals)} of them. Light: the trunk, "
-        "at its full learning rate. Strong: the cooldown branch of each budget. Marks: finished cells, whose losses are fitted."
+        f"Validation loss during training ({len(evals)} passes over the whole validation split).{parts} Marks: finished cells, "
+        "whose losses the law is fitted to."
     )
     return Picture("learning_curves", "Learning curves", figure, caption)
+
+
+def trace_branch(evals: pd.DataFrame, cell: dict[Hashable, Any]) -> tuple[FloatArray, FloatArray]:
+    """Return tokens and losses of a cell's own evaluations, led by the point where it leaves the line drawn for its trunk.
+
+    Note: between two evaluations of the trunk that point is interpolated; beyond its last one, it is the last one.
+    """
+    curve = select_curve(evals, cell["run_id"], cell["cell_id"], cell["planned_steps"])
+    own = curve["cell_id"].notna().to_numpy()
+    tokens, losses = curve["tokens"].to_numpy(float), curve["loss"].to_numpy(float)
+    start = cell["branch_step"] * cell["global_batch_size"] * cell["seq_len"]
+    on_trunk, trunk_losses = tokens[~own], losses[~own]
+    if not own.any() or not on_trunk.size or start < on_trunk[0]:
+        return tokens[own], losses[own]
+    start = min(start, on_trunk[-1])
+    loss = np.exp(np.interp(np.log(start), np.log(on_trunk), np.log(trunk_losses)))
+    return np.append(start, tokens[own]), np.append(loss, losses[own])
 
 
 def plot_residuals(study: Study, fitted: Fitted) -> Picture:
@@ -187,18 +207,20 @@ def plot_residuals(study: Study, fitted: Fitted) -> Picture:
     series = split_series(cells, study.convention.column)
     for one in series:
         for axes, x in ((by_n, study.convention.column), (by_d, "tokens")):
-            axes.plot(one.cells[x], one.cells["residual"], "o", color=one.shade, markeredgecolor="white", markeredgewidth=0.5)
+            draw_cells(axes, one, x, "residual")
     order = np.argsort(percent)
-    expected = norm.ppf((np.arange(len(percent)) + 0.5) / len(percent))
+    expected = ndtri((np.arange(len(percent)) + 0.5) / len(percent))
     shade_of = {cell_id: one.shade for one in series for cell_id in one.cells["cell_id"]}
     shades = [shade_of[cell_id] for cell_id in cells["cell_id"].iloc[order]]
     quantiles.axline((0, 0), slope=float(percent.std()), color=INK, linewidth=0.8)
-    quantiles.scatter(expected, percent[order], c=shades, s=20, edgecolors="white", linewidths=0.5, zorder=3)
+    quantiles.scatter(
+        expected, percent[order], c=shades, s=18, edgecolors="white", linewidths=0.4 if len(cells) < 100 else 0.0, zorder=3
+    )
     for axes, label in ((by_n, "parameters (N)"), (by_d, "training tokens (D)"), (quantiles, "standard normal quantile")):
         axes.set_xlabel(label)
         axes.axhline(0, color=INK, linewidth=0.8)
     for axes in (by_n, by_d):
-        scale_log(axes.xaxis)
+        scale_log(axes.xaxis, n_ticks=4)
     by_n.set_ylabel("residual (% of loss)")
     worst = cells.iloc[int(np.argmax(np.abs(percent)))]
     caption = (
@@ -244,12 +266,11 @@ def begin_figure(x_label: str, y_label: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def draw_cells(axes: Axes, series: Series, x: str) -> None:
+def draw_cells(axes: Axes, series: Series, x: str, y: str = "val_loss") -> None:
     """Mark each cell; hollow where it was not fitted."""
-    for excluded, face in ((False, series.shade), (True, "white")):
+    for excluded, face, edge, width in ((False, series.shade, "white", 0.4), (True, "white", series.shade, 1.0)):
         cells = series.cells[series.cells["excluded"] == excluded]
-        edge = series.shade if excluded else "white"
-        axes.plot(cells[x], cells["val_loss"], "o", color=face, markeredgecolor=edge, markeredgewidth=1.0 if excluded else 0.5)
+        axes.plot(cells[x], cells[y], "o", color=face, markeredgecolor=edge, markeredgewidth=width)
 
 
 def draw_law(axes: Axes, study: Study, series: Series, x: str, grid: FloatArray, quantity: Quantity) -> None:
@@ -292,21 +313,36 @@ def finish_axes(axes: Axes, losses: npt.ArrayLike) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
 
 
-def scale_log(axis: Axis) -> None:
-    """Make a horizontal axis logarithmic, with ticks such as 20K, 50K, 100K; over many decades the powers of ten only."""
+def scale_log(axis: Axis, n_ticks: int = 8) -> None:
+    """Make a horizontal axis logarithmic, with at most about `n_ticks` round numbers such as 20K, 50K, 100K."""
     axis.axes.set_xscale("log")
-    low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 1e3 * low else (1.0,)))
+    decades = count_decades(axis)
+    subs = next((subs for subs in TICKS if decades * len(subs) <= n_ticks), TICKS[-1])
+    axis.set_major_locator(LogLocator(subs=subs))
     axis.set_major_formatter(FuncFormatter(lambda value, _: format_count(value)))
     axis.set_minor_locator(NullLocator())
 
 
 def scale_powers(axis: Axis) -> None:
-    """Write a logarithmic axis as powers of ten, small ticks at 2 and 5."""
-    axis.set_major_locator(LogLocator())
-    axis.set_major_formatter(LogFormatterMathtext())
-    axis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
+    """Write a logarithmic axis as powers of ten, with small ticks at 2 and 5; over a short range these are written too."""
+    is_short = count_decades(axis) < 2
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if is_short else (1.0,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: format_power(value)))
+    axis.set_minor_locator(NullLocator() if is_short else LogLocator(subs=(2.0, 5.0)))
     axis.set_minor_formatter(NullFormatter())
+
+
+def count_decades(axis: Axis) -> float:
+    """Return how many powers of ten an axis spans."""
+    low, high = axis.get_view_interval()
+    return float(np.log10(high / low))
+
+
+def format_power(value: float) -> str:
+    """Write a number as a power of ten for a figure."""
+    power = int(np.floor(np.log10(value) + 1e-9))
+    digit = round(value / 10.0**power)
+    return f"$10^{{{power}}}$" if digit == 1 else f"${digit}\\!\\cdot\\!10^{{{power}}}$"
 
 
 @dataclass(frozen=True)
@@ -320,8 +356,10 @@ class Label:
 
 
 def list_labels(series: Sequence[Series]) -> list[Label]:
-    """Label each drawn series by its value, at its lowest loss."""
-    return [Label(float(one.cells["val_loss"].min()), format_count(one.value), one.shade) for one in series if one.has_line]
+    """Label each drawn series by its value, at its lowest loss; in the order of values where noise has them cross."""
+    lined = [one for one in series if one.has_line]
+    ends = sorted((float(one.cells["val_loss"].min()) for one in lined), reverse=True)
+    return [Label(end, format_count(one.value), one.shade) for one, end in zip(lined, ends, strict=True)]
 
 
 def label_lines(axes: Axes, labels: Sequence[Label], title: str) -> None:

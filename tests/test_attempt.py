@@ -33,6 +33,13 @@ def test_a_live_attempt_keeps_others_out(tmp_path: Path) -> None:
     assert claim_attempt(tmp_path).name == "2"
 
 
+def test_of_two_claims_at_once_one_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.attempt.list_attempts", lambda run_dir: [])  # both look before either claims
+    claim_attempt(tmp_path)
+    with pytest.raises(RunBusyError, match="started this moment by another process"):
+        claim_attempt(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("error", "state", "status"),
     [

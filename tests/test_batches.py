@@ -8,7 +8,7 @@ import torch
 
 from data_prep.sampler import WindowSampler
 from data_prep.shards import DataError, TokenShards
-from harness.batches import EMPTY_RECEIPT, Batches, chain_receipt
+from harness.batches import EMPTY_RECEIPT, Batches, chain_receipt, digest_sample
 
 SEQ_LEN, BATCH = 16, 8
 
@@ -93,6 +93,11 @@ def test_the_receipt_notices_ranks_that_read_the_same_slice(data_dir: Path) -> N
             rank.batch(step, 0)
         receipt = chain_receipt(receipt, step, sum(rank.read_digest() for rank in wrong))
     assert receipt != honest
+
+
+def test_the_digest_binds_a_window_to_its_counter() -> None:
+    first, second = np.arange(17), np.arange(1, 18)
+    assert digest_sample(0, first) + digest_sample(1, second) != digest_sample(1, first) + digest_sample(0, second)
 
 
 def test_the_receipt_notices_order_and_seed(data_dir: Path) -> None:

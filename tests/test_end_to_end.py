@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from test_layering import run_blocked
 
 SIZES = ["{ n_layer = 1, n_head = 2, d_model = 8 }", "{ n_layer = 1, n_head = 2, d_model = 16 }"]
 TOKENS = [128 * 500, 128 * 1000]
@@ -114,6 +115,20 @@ def test_a_second_submit_trains_nothing(calm: Path) -> None:
     assert count_attempts(calm) == attempts
     assert read_table(calm) == before
     assert "4 of 4 cells done" in call(calm, "launch", "status", "tiny.toml")
+
+
+def test_the_report_is_written_without_torch(calm: Path) -> None:
+    """Four cells cannot hold five parameters: the page says so, and is written all the same."""
+    result = run_blocked(["torch", "deepspeed"], "results", "report", "tiny.toml", cwd=calm)
+    assert result.returncode == 0, result.stderr
+    summary = result.stdout.strip().splitlines()[-5:]
+    assert [line.split(":")[0] for line in summary] == ["exponents", "E", "cells", "compute", "wall time"]
+    assert "4 of 4 done" in summary[2]
+    page = (calm / "runs/tiny/results/report.html").read_text()
+    assert "too few" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert all(cell_id in page for cell_id in read_table(calm))
+    assert "too few" in call(calm, "results", "fit", "tiny.toml", status=2)
 
 
 def test_jobs_run_the_snapshot(calm: Path) -> None:

@@ -62,6 +62,7 @@ def test_a_run_writes_its_rows(data_dir: Path, tmp_path: Path) -> None:
     for cell in run.cells:
         own = [row["step"] for row in rows if row["cell_id"] == cell.cell_id]
         assert own == list(range(cell.branch_step + 1, cell.n_steps + 1))
+    assert len({row["receipt"] for row in rows}) == len(rows) - 2, "a chain; both cooldowns read on where the trunk did"
     assert all(row["sample_end"] == row["step"] * 8 == row["sample_start"] + 8 for row in rows)
     assert run_attempt(run_dir, None, None) == 0, "a finished run has nothing to do"
     assert len(list_attempts(run_dir)) == 2

@@ -1,0 +1,144 @@
+"""`python -m results`: from an experiment's runs to one table, a fitted law, pictures and a report."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from harness.config import ConfigError
+
+if TYPE_CHECKING:
+    from results.study import Study
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__, rich_markup_mode=None)
+
+Source = Annotated[
+    Path, typer.Argument(help="An experiment file (*.toml), or an experiment's folder (runs/<name>).", show_default=False)
+]
+RunsDir = Annotated[Path, typer.Option(help="Where experiments keep their runs; for an experiment file.")]
+Params = Annotated[
+    Literal["total", "non_embedding", "matmul"], typer.Option(help="What N counts: n_params, or one of the others.")
+]
+
+
+@app.command()
+def table(source: Source, runs_dir: RunsDir = Path("runs")) -> None:
+    """Write table.csv and table.parquet: one row for every planned cell."""
+    from results.table import load_cells, write_table
+
+    experiment_dir = find_experiment(source, runs_dir)
+    cells = load_cells(experiment_dir)
+    for path in write_table(cells, experiment_dir / "results"):
+        print(path)
+    print(f"{len(cells)} cells, {int((cells['state'] == 'done').sum())} done, {int(cells['excluded'].sum())} left out of a fit")
+
+
+@app.command()
+def fit(
+    source: Source,
+    runs_dir: RunsDir = Path("runs"),
+    params: Params = "total",
+    as_json: Annotated[bool, typer.Option("--json", help="Print fit.json instead of a page.")] = False,
+) -> None:
+    """Fit L = E + A/N^alpha + B/D^beta, print the numbers with intervals, and write fit.json."""
+    import json
+
+    from harness.runs import write_json
+    from results.claims import render_page
+    from results.fit import FitError
+    from results.study import describe_study
+
+    experiment_dir = find_experiment(source, runs_dir)
+    study = load_study(experiment_dir, params)
+    if study.fitted is None:
+        raise FitError(f"{experiment_dir}: {study.refusal}")
+    facts, path = describe_study(study), experiment_dir / "results" / "fit.json"
+    write_json(path, facts)
+    print(json.dumps(facts, indent=1) if as_json else f"{render_page(study)}\n\nwritten to {path}")
+
+
+@app.command()
+def plot(source: Source, runs_dir: RunsDir = Path("runs"), params: Params = "total") -> None:
+    """Draw the figures, as PNG and SVG."""
+    from results.plot import draw_pictures, write_pictures
+    from results.table import load_curves
+
+    experiment_dir = find_experiment(source, runs_dir)
+    pictures = draw_pictures(load_study(experiment_dir, params), load_curves(experiment_dir))
+    if not pictures:
+        raise ConfigError(f"{experiment_dir}: no cell has a loss yet, so there is nothing to draw; train some cells first")
+    for path in write_pictures(pictures, experiment_dir / "results" / "figures"):
+        print(path)
+
+
+@app.command()
+def report(source: Source, runs_dir: RunsDir = Path("runs"), params: Params = "total") -> None:
+    """Write table, fit, figures, report.html and report.md, and print a summary of five lines."""
+    from harness.runs import load_plan, write_json
+    from results.claims import render_summary
+    from results.plot import draw_pictures, write_pictures
+    from results.report import write_report
+    from results.study import describe_study
+    from results.table import load_curves, measure_cost, write_table
+
+    experiment_dir = find_experiment(source, runs_dir)
+    results_dir = experiment_dir / "results"
+    study, curves = load_study(experiment_dir, params), load_curves(experiment_dir)
+    cost = measure_cost(experiment_dir, study.cells, curves)
+    write_table(study.cells, results_dir)
+    write_json(results_dir / "fit.json", describe_study(study))
+    pictures = draw_pictures(study, curves)
+    write_pictures(pictures, results_dir / "figures")
+    write_report(study, load_plan(experiment_dir), cost, pictures, results_dir)
+    print(f"{results_dir}: report.html, report.md, table.csv, table.parquet, fit.json, {len(pictures)} figures in figures/")
+    print(render_summary(study, cost))
+
+
+def find_experiment(source: Path, runs_dir: Path) -> Path:
+    """Return an experiment's folder from its file or from itself.
+
+    Raises:
+        ConfigError: neither, or the file is not an experiment.
+    """
+    from harness.config import load_experiment
+    from harness.runs import find_experiment_dir
+
+    if source.suffix == ".toml":
+        return find_experiment_dir(runs_dir, load_experiment(source).name)
+    if source.is_dir():
+        return source
+    raise ConfigError(f"{source}: is neither an experiment file (*.toml) nor a folder; give one of them")
+
+
+def load_study(experiment_dir: Path, params: str) -> "Study":
+    """Read an experiment's cells and fit them."""
+    from harness.runs import load_plan
+    from results.study import fit_study
+    from results.table import load_cells
+
+    return fit_study(load_plan(experiment_dir).experiment, load_cells(experiment_dir), params)
+
+
+def main() -> None:
+    """Run the command line; bad input ends in one line and status 2."""
+    try:
+        app()
+    except ConfigError as error:
+        sys.exit(refuse(error))
+    except ValueError as error:
+        from results.fit import FitError  # here, not above: its numerics are slow to load
+
+        if not isinstance(error, FitError):
+            raise
+        sys.exit(refuse(error))
+
+
+def refuse(error: ValueError) -> int:
+    """Print bad input in one line and return its exit status."""
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    main()

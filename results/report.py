@@ -1,0 +1,195 @@
+"""The report: one self-contained page, and the same in Markdown. Every number comes from a record; none is written by hand.
+
+The page loads nothing (figures are inside it, its policy forbids the rest) and escapes every text that a user could have chosen.
+"""
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from harness.records import Plan
+from results.claims import (
+    NOT_IDENTIFIED,
+    describe_seed_noise,
+    list_claims,
+    list_excluded,
+    render_method,
+    render_summary,
+)
+from results.plot import Picture
+from results.study import CONVENTIONS, EQUATION, LEGEND, Study
+from results.table import Cost
+
+TEMPLATES = Path(__file__).parent / "templates"
+NOT_RECORDED = "not recorded"
+# What the environment section lists: column and words.
+ENVIRONMENT = {
+    "device_name": "device",
+    "device": "kind of device",
+    "n_threads": "threads",
+    "world_size": "ranks",
+    "engine": "engine",
+    "precision": "precision",
+    "torch_version": "torch",
+    "python_version": "Python",
+    "code_hash": "code (hash of its files)",
+    "commit": "commit",
+    "dirty": "uncommitted changes",
+    "attempts": "attempts of a run",
+}
+
+
+def write_report(study: Study, plan: Plan, cost: Cost, pictures: Sequence[Picture], results_dir: Path) -> list[Path]:
+    """Write report.html and report.md; the Markdown shows the figures of `results_dir`/figures."""
+    facts = collect_facts(study, plan, cost, pictures, results_dir)
+    html, markdown = results_dir / "report.html", results_dir / "report.md"
+    html.write_text(render_html(facts), encoding="utf-8")
+    markdown.write_text(render_markdown(facts), encoding="utf-8")
+    return [html, markdown]
+
+
+def render_html(facts: dict[str, Any]) -> str:
+    """Render the page; the policy admits its one style sheet by hash and images that are part of the page, nothing else."""
+    style = (TEMPLATES / "report.css").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("report.html.j2").render(facts, style=Markup(style), policy=policy)
+
+
+def render_markdown(facts: dict[str, Any]) -> str:
+    """Render the Markdown; every value is escaped as it is put in."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=False,  # not HTML: `finalize` escapes for Markdown
+        finalize=escape_markdown,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.md.j2").render(facts)
+
+
+def escape_markdown(value: Any) -> str:  # noqa: ANN401 - whatever a template puts out
+    """Keep a text from being read as Markdown or HTML."""
+    text = str(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", " ".join(text.split("\n")))
+
+
+def collect_facts(study: Study, plan: Plan, cost: Cost, pictures: Sequence[Picture], results_dir: Path) -> dict[str, Any]:
+    """Gather what the templates show, as texts."""
+    data, cells = plan.data, study.cells
+    return {
+        "name": study.name,
+        "summary": [line.split(":", 1) for line in render_summary(study, cost).splitlines()],
+        "is_fallback": data.is_fallback,
+        "data_source": data.source,
+        "equation": EQUATION,
+        "legend": LEGEND,
+        "convention": f"N counts {study.convention.words} ({study.convention.column})",
+        "refusal": study.refusal,
+        "claims": list_claims(study.fitted) if study.fitted is not None else [],
+        "not_identified": NOT_IDENTIFIED,
+        "method": render_method(study.fitted) if study.fitted is not None else [],
+        "warnings": study.warnings,
+        "notes": study.notes,
+        "figures": [describe_picture(picture, results_dir) for picture in pictures],
+        "conventions": list_conventions(study),
+        "cells": [describe_cell(row) for row in cells.to_dict("records")],
+        "n_cells": len(cells),
+        "excluded": list_excluded(cells),
+        "n_repeating": int((cells["epochs"] > 1).sum()),
+        "seed_noise": describe_seed_noise(study),
+        "data": describe_data(plan),
+        "environment": describe_environment(cells),
+        "receipts": [
+            (row["cell_id"], text_of(row["receipt"]), text_of(row["weights_sha256"])) for row in cells.to_dict("records")
+        ],
+        "plan_created": plan.created_utc,
+        "source": json.dumps(plan.source, indent=1, sort_keys=True),
+    }
+
+
+def describe_picture(picture: Picture, results_dir: Path) -> dict[str, str]:
+    """Return a figure for the templates: its SVG as an address that holds the data itself."""
+    svg = (results_dir / "figures" / f"{picture.name}.svg").read_bytes()
+    return {
+        "name": picture.name,
+        "title": picture.title,
+        "caption": picture.caption,
+        "address": f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}",
+    }
+
+
+def list_conventions(study: Study) -> list[dict[str, str]]:
+    """Return one row for each way to count parameters: the exponents beside each other."""
+    rows = []
+    for name, fitted in ({study.convention.name: study.fitted} | study.others).items():
+        claims = {claim.name: claim for claim in list_claims(fitted)} if fitted is not None else {}
+        said = {key: claims[key].phrase if claims else "no law was fitted" for key in ("alpha", "beta", "optimum_exponent")}
+        rows.append({"words": CONVENTIONS[name].words, "column": CONVENTIONS[name].column, **said})
+    return rows
+
+
+def describe_cell(row: dict[Any, Any]) -> dict[str, Any]:
+    """Return a cell's line of the table as texts."""
+    return {
+        "cell_id": row["cell_id"],
+        "role": row["role"],
+        "state": row["state"],
+        "reason": row["exclusion_reason"],
+        "excluded": row["excluded"],
+        "repeats": bool(row["epochs"] > 1),
+        "n_params": text_of(row["n_params"], ","),
+        "planned_tokens": text_of(row["planned_tokens"], ","),
+        "tokens": text_of(row["tokens"], ","),
+        "unique_tokens": text_of(row["unique_tokens"], ","),
+        "epochs": text_of(row["epochs"], ".2f"),
+        "val_loss": text_of(row["val_loss"], ".4f"),
+        "val_bpb": text_of(row["val_bpb"], ".4f"),
+        "train_loss": text_of(row["train_loss"], ".4f"),
+        "flops": text_of(row["flops"], ".3g"),
+    }
+
+
+def text_of(value: Any, spec: str = "") -> str:  # noqa: ANN401 - a cell of a table
+    """Write a value, or that there is none."""
+    return NOT_RECORDED if pd.isna(value) else format(value, spec)
+
+
+def describe_data(plan: Plan) -> list[tuple[str, str]]:
+    """Return where the text came from and how it was cut."""
+    data = plan.data
+    return [
+        ("text", data.source + (" (the fallback, not the corpus asked for)" if data.is_fallback else "")),
+        ("tokenizer", f"{data.tokenizer}, {data.vocab_size:,} tokens in its vocabulary"),
+        ("training tokens", f"{data.train_tokens:,}, of which one epoch reads {data.epoch_tokens:,}"),
+        ("validation tokens", f"{data.val_tokens:,} ({data.val_bytes:,} bytes)"),
+        ("sequence length", f"{data.seq_len:,}"),
+        ("content id", data.content_id),
+        ("metric id", data.metric_id),
+    ]
+
+
+def describe_environment(cells: pd.DataFrame) -> list[tuple[str, str]]:
+    """Return what the finished cells ran on: each value with its number of cells where they differ."""
+    done = cells[cells["state"] == "done"]
+    return [(words, describe_values(done[column])) for column, words in ENVIRONMENT.items()]
+
+
+def describe_values(values: "pd.Series[Any]") -> str:
+    """Write the one value of a column, or each with its count."""
+    counts = values.map(text_of).value_counts()
+    if len(counts) <= 1:
+        return str(counts.index[0]) if len(counts) else NOT_RECORDED
+    return ", ".join(f"{value} ({count} cells)" for value, count in counts.items())

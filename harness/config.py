@@ -6,7 +6,9 @@ as they are (harness/FORMAT.md).
 
 import difflib
 import re
+import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -278,3 +280,19 @@ def list_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             keys += list_keys(field.annotation, f"{prefix}{name}.")
     return keys
+
+
+def run_command_line(app: Callable[[], None]) -> None:
+    """Run a command line; bad input ends in one line and status 2, a refusal of the disk in one line and status 1."""
+    try:
+        app()
+    except ValueError as error:
+        from data_prep.shards import DataError  # here, since numpy comes with it and --help should not wait for it
+
+        if not isinstance(error, ConfigError | DataError):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)

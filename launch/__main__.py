@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from harness.config import ConfigError
+from harness.config import run_command_line
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__, rich_markup_mode=None)
 
@@ -51,21 +51,5 @@ def status(experiment: ExperimentFile, runs_dir: RunsDir = Path("runs")) -> None
     Console(width=width).print(render_page(plan.experiment, read_progress(experiment_dir, plan)))
 
 
-def main() -> None:
-    """Run the command line; bad input ends in one line and status 2, a refusal of the disk in one line and status 1."""
-    try:
-        app()
-    except ValueError as error:
-        from data_prep.shards import DataError  # here, since numpy comes with it and --help should not wait for it
-
-        if not isinstance(error, ConfigError | DataError):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-
-
 if __name__ == "__main__":
-    main()
+    run_command_line(app)

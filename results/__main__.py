@@ -1,12 +1,11 @@
 """`python -m results`: from an experiment's runs to one table, a fitted law, pictures and a report."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from harness.config import ConfigError
+from harness.config import ConfigError, run_command_line
 
 if TYPE_CHECKING:
     from results.study import Study
@@ -120,25 +119,5 @@ def load_study(experiment_dir: Path, params: str) -> "Study":
     return fit_study(load_plan(experiment_dir).experiment, load_cells(experiment_dir), params)
 
 
-def main() -> None:
-    """Run the command line; bad input ends in one line and status 2."""
-    try:
-        app()
-    except ConfigError as error:
-        sys.exit(refuse(error))
-    except ValueError as error:
-        from results.fit import FitError  # here, not above: its numerics are slow to load
-
-        if not isinstance(error, FitError):
-            raise
-        sys.exit(refuse(error))
-
-
-def refuse(error: ValueError) -> int:
-    """Print bad input in one line and return its exit status."""
-    print(f"error: {error}", file=sys.stderr)
-    return 2
-
-
 if __name__ == "__main__":
-    main()
+    run_command_line(app)

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import least_squares
 
+from harness.config import ConfigError
 from results.laws import Centred, Chinchilla, FloatArray, centre, jacobian, law_of_theta, predict_log_loss
 
 DELTA = 1e-3
@@ -26,7 +27,7 @@ MIN_CELLS, MIN_SIZES, MIN_BUDGETS = 6, 3, 3  # five parameters and one degree of
 SUPPORTS = np.array([[1.0 if k >> i & 1 else 0.0 for i in range(3)] for k in range(1, 8)])
 
 
-class FitError(ValueError):
+class FitError(ConfigError):
     """The cells cannot support the law: the message names what is missing and which cells would supply it."""
 
 

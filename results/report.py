@@ -81,7 +81,9 @@ def render_markdown(facts: dict[str, Any]) -> str:
 
 
 def escape_markdown(value: Any) -> str:  # noqa: ANN401 - whatever a template puts out
-    """Keep a text from being read as Markdown or HTML."""
+    """Keep a text from being read as Markdown or HTML; Markup, which is ours, stays as it is."""
+    if isinstance(value, Markup):
+        return str(value)
     text = str(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", " ".join(text.split("\n")))
 
@@ -125,6 +127,7 @@ def describe_picture(picture: Picture, results_dir: Path) -> dict[str, str]:
     svg = (results_dir / "figures" / f"{picture.name}.svg").read_bytes()
     return {
         "name": picture.name,
+        "file": Markup(f"figures/{picture.name}.png"),  # a name of ours: an address, not a text to escape
         "title": picture.title,
         "caption": picture.caption,
         "address": f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}",

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 from fake_experiment import GRID, change_summary, find_summaries, write_experiment
 
+from harness.config import run_command_line
 from harness.runs import read_json, write_json
-from results.__main__ import main
+from results.__main__ import app
 from results.claims import NOT_IDENTIFIED, format_duration, format_to, make_claim
 from results.report import escape_markdown
 from results.uncertainty import Interval
@@ -58,7 +59,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     def call_results(*arguments: object, status: int = 0) -> str:
         monkeypatch.setattr(sys, "argv", ["results", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
-            main()
+            run_command_line(app)
         out, err = capsys.readouterr()
         assert (ended.value.code or 0) == status, out + err
         return err if status else out

@@ -140,6 +140,7 @@ class Ending:
         if self.attempt_dir is not None:
             print(f"{state}: {reason}" if reason else state, file=sys.stderr if self.status else sys.stdout, flush=True)
             write_outcome(self.attempt_dir, state, reason, self.read_step(), error)
+        self.read_step = lambda: None  # it may hold the whole training, which the ranks must let go before they part
         return True
 
 

@@ -149,14 +149,19 @@ def run_attempt(run_dir: Path, attempt_dir: Path | None, parent_pid: int | None)
         write_attempt(attempt_dir, describe_machine(ranks))
     stop = StopWish(attempt_dir, parent_pid) if ranks.rank == 0 else StopWish()
     with stop.listening(), Ending(stop.attempt_dir) as ending:
-        val, batches = open_data(run, ranks)
-        engine = TorchEngine(run.what, run.how.engine, ranks)
-        with MetricsWriter(stop.attempt_dir) as metrics:
-            t = Training(run, run_dir, ranks, batches, val, engine, metrics, stop)
-            ending.watch(lambda: t.state.step)
-            train_run(t)
+        train_opened(run, run_dir, ranks, stop, ending)
     ranks.close()
     return ending.status
+
+
+def train_opened(run: RunRecord, run_dir: Path, ranks: Ranks, stop: StopWish, ending: Ending) -> None:
+    """Open data, model and record, and train; all of it is let go again before the ranks part."""
+    val, batches = open_data(run, ranks)
+    engine = TorchEngine(run.what, run.how.engine, ranks)
+    with MetricsWriter(stop.attempt_dir) as metrics:
+        t = Training(run, run_dir, ranks, batches, val, engine, metrics, stop)
+        ending.watch(lambda: t.state.step)
+        train_run(t)
 
 
 def main() -> None:

@@ -29,8 +29,7 @@ class TrainState:
     receipt: str = EMPTY_RECEIPT
     train_s: float = 0.0  # seconds in training steps on the path from step 0
     train_loss: float | None = None
-    val_loss: float | None = None  # of the newest evaluation, with the step it was made at
-    val_step: int | None = None
+    val_loss: float | None = None  # of the newest evaluation
     val_loss_best: float | None = None
 
 

@@ -43,7 +43,7 @@ def evaluate_state(
         eval_s=time.perf_counter() - started,
     )
     best = val_loss if state.val_loss_best is None else min(val_loss, state.val_loss_best)
-    return replace(state, val_loss=val_loss, val_step=state.step, val_loss_best=best)
+    return replace(state, val_loss=val_loss, val_loss_best=best)
 
 
 def evaluate(engine: TorchEngine, val: TokenShards, *, seq_len: int, stride: int, batch_size: int) -> float:

@@ -51,7 +51,6 @@ def train_run(t: Training) -> None:
         if t.state.step < cell.branch_step:
             train_segment(t, None, cell.branch_step)
         if t.state.step == cell.branch_step and cell.n_cooldown_steps:
-            evaluate_once(t, None)  # so that what a cooldown gains can be seen
             save(t, None)  # the branch point: the next cell, or a longer budget later, goes on from here
         train_segment(t, cell, cell.n_steps)
         finish_cell(t, cell)
@@ -88,8 +87,8 @@ def train_segment(t: Training, cell: CellRecord | None, end_step: int) -> None:
         window.add(seconds, data_s)
         if step == 0 or (step + 1) % t.run.how.track.log_every_steps == 0 or step + 1 == end_step:
             window.write(t.metrics, t.state, lr, grad_norm)
-        if is_evaluation_due(t.run, step):
-            evaluate_once(t, cell)
+        if is_evaluation_due(t.run, step) or step + 1 == end_step:
+            t.state = evaluate_state(t.engine, t.val, t.run, cell, t.state, t.metrics)
         if stop_now or save_now:
             save(t, cell)
         if stop_now:
@@ -104,15 +103,8 @@ def agree(t: Training, loss: float) -> tuple[float, bool, bool, np.ndarray]:
     return float(total[0]) / t.ranks.world_size, bool(total[1]), bool(total[2]), total[3:]
 
 
-def evaluate_once(t: Training, cell: CellRecord | None) -> None:
-    """Evaluate, unless this step was."""
-    if t.state.val_step != t.state.step:
-        t.state = evaluate_state(t.engine, t.val, t.run, cell, t.state, t.metrics)
-
-
 def finish_cell(t: Training, cell: CellRecord) -> None:
-    """Evaluate, and write weights and row; the row comes last."""
-    evaluate_once(t, cell)
+    """Write a cell's weights and then its row, which says done. The last step was evaluated as the segment's end."""
     if t.state.val_loss is None or not math.isfinite(t.state.val_loss):
         raise DivergedError(f"validation loss {t.state.val_loss} at step {t.state.step}, not finite")
     if t.ranks.rank == 0:

@@ -25,7 +25,7 @@ def engine_state(value: float = 1.0) -> dict[str, object]:
 
 
 def test_a_checkpoint_reads_back(tmp_path: Path) -> None:
-    state = TrainState(step=3, receipt="ab" * 16, train_s=1.5, val_loss=2.0, val_step=2, val_loss_best=1.9)
+    state = TrainState(step=3, receipt="ab" * 16, train_s=1.5, val_loss=2.0, val_loss_best=1.9)
     path = write_checkpoint(tmp_path, state, engine_state(), "run")
     restored, engine = load_checkpoint(path, CPU)
     assert restored == state

@@ -3,7 +3,6 @@
 import errno
 import hashlib
 import os
-import socket
 import subprocess
 import sys
 import urllib.error
@@ -16,10 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep import __main__ as command_line
-from data_prep import prepare as prepare_module
 from data_prep import shards as shards_module
 from data_prep.corpus import CORPORA_VARIABLE
-from data_prep.prepare import MIN_SPLIT_TOKENS, Recipe, prepare, split_tail, verify
+from data_prep.documents import Fragment
+from data_prep.mapping import SplitPlan, route
+from data_prep.prepare import MIN_SPLIT_TOKENS, prepare, verify
+from data_prep.recipe import Recipe
 from data_prep.sampler import WindowSampler
 from data_prep.shards import DataError, TokenShards, load_manifest
 from data_prep.tokenizer import load_tokenizer
@@ -92,14 +93,24 @@ def test_text_comes_back_from_the_shards(tmp_path, tokenizer):
     assert verify(tmp_path / "data") == []
 
 
+def split_tail(documents: list[str], val_fraction: float) -> tuple[list[str], list[str]]:
+    plan = SplitPlan("tail", val_fraction, boundary=int(sum(map(len, documents)) * (1 - val_fraction)))
+    parts, place = {"train": [], "val": []}, 0
+    for document in documents:
+        for split, text, ends in route(plan, "", Fragment(document), place):
+            assert ends
+            parts[split].append(text)
+        place += len(document)
+    return parts["train"], parts["val"]
+
+
 @settings(deadline=None)
-@given(st.lists(st.text(max_size=20), max_size=6), st.floats(0.01, 0.99))
+@given(st.lists(st.text(min_size=1, max_size=20), max_size=6), st.floats(0.01, 0.99))
 def test_tail_split_cuts_once_and_loses_nothing(documents, val_fraction):
     train, val = split_tail(documents, val_fraction)
     assert "".join(train) + "".join(val) == "".join(documents)
     assert sum(map(len, train)) == int(sum(map(len, documents)) * (1 - val_fraction))
-    kept = [document for document in documents if document]
-    assert len(train) + len(val) - len(kept) in (0, 1)  # at most one document is in both
+    assert len(train) + len(val) - len(documents) in (0, 1)  # at most one document is in both
 
 
 def test_the_tail_is_nanogpts_for_every_length():
@@ -112,7 +123,7 @@ def test_blank_documents_are_counted_and_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
     monkeypatch.setenv(CORPORA_VARIABLE, str(tmp_path))
     manifest = prepare("demo", tmp_path / "data").manifest
-    assert manifest.counters == {"documents_in": 4, "documents_blank": 2}
+    assert (manifest.counters["documents_in"], manifest.counters["documents_blank"]) == (4, 2)
     assert [manifest.splits[split].documents for split in ("train", "val")] == [2, 1]
 
 
@@ -223,54 +234,6 @@ def test_damaged_data_without_its_text_is_one_clear_line(tmp_path, corpora, monk
         prepare("demo", tmp_path / "data")
 
 
-# Interruption
-
-
-@pytest.mark.parametrize("stage", ["write_split", "write_tokenizer", "write_manifest"])
-def test_an_interrupted_preparation_leaves_nothing_and_starts_again(tmp_path, text, stage, monkeypatch):
-    def interrupted(*args, **kwargs):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(prepare_module, stage, interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            prepare("text", tmp_path / "data", input=text)
-    assert [path.name for path in tmp_path.iterdir()] == ["york.txt"]
-    assert not prepare("text", tmp_path / "data", input=text).reused
-    assert verify(tmp_path / "data") == []
-
-
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from data_prep import prepare
-prepare.write_manifest = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
-prepare.prepare("text", Path(sys.argv[1]), input=Path(sys.argv[2]))
-"""
-
-
-def test_a_killed_preparation_is_cleared_by_the_next(tmp_path, text):
-    killed = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "data", text], check=False)
-    assert killed.returncode == -9
-    (leftover,) = tmp_path.glob(".data.partial-*")
-    assert (leftover / "train/00000.bin").exists()
-    with pytest.raises(DataError, match="no manifest"):
-        load_manifest(tmp_path / "data")
-    prepare("text", tmp_path / "data", input=text)
-    assert not leftover.exists()
-    assert verify(tmp_path / "data") == []
-
-
-def test_a_preparation_at_work_beside_us_is_left_alone(tmp_path, text):
-    at_work = tmp_path / f".data.partial-{socket.gethostname()}-{os.getppid()}"
-    elsewhere = tmp_path / ".data.partial-another-host-1"
-    for directory in (at_work, elsewhere):
-        directory.mkdir()
-    prepare("text", tmp_path / "data", input=text)
-    assert at_work.is_dir()
-    assert elsewhere.is_dir()
-
-
 # Verifying
 
 
@@ -357,9 +320,9 @@ def test_prepare_inspect_verify_show(run, tmp_path, text):
     assert code == 0
     for fact in ("york.txt", "1,404", "156", "uint16", "Now is the winter", load_manifest(tmp_path / "data").recipe_id):
         assert fact in out
-    code, out, _ = run("verify", tmp_path / "data")
+    code, out, _ = run("verify", "--deep", tmp_path / "data")
     assert code == 0
-    assert "sound, 2 shards" in out
+    assert "sound, 2 shards, every hash and id is right" in out
 
 
 def test_show_prints_exactly_what_a_sample_holds(run, tmp_path, text):
@@ -377,7 +340,9 @@ def test_verify_lists_the_damage_and_fails(run, tmp_path, text):
     prepare("text", tmp_path / "data", input=text)
     for name in ("train/00000.bin", "val/00000.bin"):
         damage_with_equal_size(tmp_path / "data" / name)
-    code, _, err = run("verify", tmp_path / "data")
+    code, out, _ = run("verify", tmp_path / "data")
+    assert (code, "sizes are right; --deep checks" in out) == (0, True)
+    code, _, err = run("verify", "--deep", tmp_path / "data")
     assert code == 1
     assert "train/00000.bin" in err
     assert "val/00000.bin" in err

@@ -330,7 +330,7 @@ def _iter_jsonl(file: SourceFile, span: Span, text_key: str) -> Iterator[Item]:
             else:
                 item = parse_line(line if begin else line.removeprefix(b"\xef\xbb\xbf"), text_key)
             if isinstance(item, BadDocument):
-                line_number = number + (_count_lines(file, begin) if span.start else 0)
+                line_number = 1 + _count_lines(file, begin) if span.start else number
                 item = BadDocument(f"{file.path}:{line_number}: {item.reason}")
             if item is not None:
                 yield item

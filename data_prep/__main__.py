@@ -348,6 +348,23 @@ def export(
         typer.echo(str(path))
 
 
+@app.command()
+def bench(
+    input: Annotated[list[Path] | None, typer.Option(help="jsonl files; else gutenberg/ of --corpora.")] = None,
+    corpora: Corpora = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes of each contender.")] = 2,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each contender, in turns.")] = 3,
+) -> None:
+    """Measure preparation and batches side by side with nanoGPT's idioms, each part by itself."""
+    from data_prep.measure import run_bench
+    from data_prep.shards import DataError
+
+    files = list(input or sorted((corpora / "gutenberg").glob("train-*.jsonl.xz") if corpora else ()))
+    if not files:
+        raise DataError("bench: no text; give --input FILE, or --corpora DIR that holds gutenberg/train-*.jsonl.xz")
+    run_bench(files, workers, repeats, typer.echo)
+
+
 def main() -> None:
     """Run the command line; bad input ends in one line and status 2, a full disk in status 1."""
     try:

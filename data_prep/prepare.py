@@ -6,7 +6,7 @@ either absent or complete, an interrupted preparation goes on where it was, and 
 
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 from data_prep.corpus import NoTinyShakespeareError, Source, find_tiny_shakespeare, local_files, python_sources, text_file
 from data_prep.hub import hub_record, pin_revision
 from data_prep.mapping import Job, load_record
-from data_prep.meter import metered
+from data_prep.meter import Clock, metered
 from data_prep.packing import pack
 from data_prep.recipe import PRESETS, Recipe, Request, check_request, differing_keys, recipe_of, shakespeare_recipe
 from data_prep.shards import (
@@ -52,6 +52,7 @@ class Prepared:
     manifest: Manifest
     reused: bool
     notes: tuple[str, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)  # of each stage
 
 
 @dataclass(frozen=True)
@@ -133,8 +134,8 @@ def _reuse_or_write(
     if existing is None:
         if data_dir.exists() and (not data_dir.is_dir() or any(data_dir.iterdir())):
             raise DataError(f"{data_dir}: not empty and no data directory (no manifest.json); choose another --dir")
-        manifest = _write(request, find, recipe, _publish)
-        return manifest if isinstance(manifest, NodeDone) else Prepared(data_dir, manifest, reused=False, notes=notes)
+        written = _write(request, find, recipe, _publish)
+        return written if isinstance(written, NodeDone) else replace(written, notes=notes)
     if recipe is None:
         request = _with_known_revision(request, existing)
         recipe = recipe_of(request, find(work))
@@ -149,7 +150,7 @@ def _reuse_or_write(
         raise DataError(f"{damage}; it cannot be written again, since {error}") from None
     if isinstance(restored, NodeDone):
         return restored
-    return Prepared(data_dir, restored, reused=False, notes=(*notes, f"{damage}; written again"))
+    return replace(restored, notes=(*notes, f"{damage}; written again"))
 
 
 def _with_known_revision(request: Request, existing: Manifest) -> Request:
@@ -175,8 +176,9 @@ def _write(
     find: Callable[[Path], Source],
     recipe: Recipe | None,
     put_in_place: Callable[[Path, Path, Manifest], None],
-) -> Manifest | NodeDone:
+) -> Prepared | NodeDone:
     """Do the work in the working directory, then put the result in place."""
+    clock = Clock()
     work = work_path(request.data_dir)
     try:
         with locked(work, request.node_index):
@@ -189,13 +191,16 @@ def _write(
                         f"is now {source.record.sha256[:16]}…; choose another --dir or remove this one"
                     )
                 job = plan_job(request, work, source, recipe)
+                clock.lap("plan")
                 left = _map(request, job)
                 if request.is_one_of_several:
                     return NodeDone(request.data_dir, len(job.units), left)
+                clock.lap("map")
                 manifest = _pack(request, job, recipe)
                 put_in_place(work / "out", request.data_dir.resolve(), manifest)
                 fault_point("cleanup")
                 shutil.rmtree(work)
+                clock.lap("pack")
             except BaseException as error:
                 if not request.is_one_of_several and (isinstance(error, UselessWorkError) or not _has_work(work)):
                     shutil.rmtree(work, ignore_errors=True)
@@ -203,7 +208,7 @@ def _write(
     except OSError as error:
         error.filename = error.filename or str(request.data_dir)  # a full disk is reported by write(), which knows no name
         raise
-    return manifest
+    return Prepared(request.data_dir, manifest, reused=False, seconds=clock.laps)
 
 
 def _has_work(work: Path) -> bool:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 from data_prep.documents import HubData, Item, Span, checked_text
@@ -60,6 +61,7 @@ def hub_record(hub: HubData) -> SourceRecord:
     )
 
 
+@lru_cache(maxsize=1)  # each time costs some questions to the hub, which counts them
 def _load(hub: HubData) -> Any:  # noqa: ANN401  # datasets has no types of use
     import datasets
 

@@ -134,6 +134,8 @@ def _reuse_or_write(
     if existing is None:
         if data_dir.exists() and (not data_dir.is_dir() or any(data_dir.iterdir())):
             raise DataError(f"{data_dir}: not empty and no data directory (no manifest.json); choose another --dir")
+        if data_dir.is_dir() and data_dir.stat().st_dev != work.parent.stat().st_dev:
+            raise DataError(f"{data_dir}: a mount point, which cannot be put in place by a rename; choose a --dir inside it")
         written = _write(request, find, recipe, _publish)
         return written if isinstance(written, NodeDone) else replace(written, notes=notes)
     if recipe is None:
@@ -181,9 +183,10 @@ def _write(
     clock = Clock()
     work = work_path(request.data_dir)
     try:
-        with locked(work, request.node_index):
+        with locked(work, request.node_index), listening() as wish:
             try:
                 source = find(work)
+                wish.check()
                 recipe = recipe or recipe_of(request, source)
                 if source.record.sha256 != recipe.source_sha256:
                     raise DataError(
@@ -191,6 +194,7 @@ def _write(
                         f"is now {source.record.sha256[:16]}…; choose another --dir or remove this one"
                     )
                 job = plan_job(request, work, source, recipe)
+                wish.check()
                 clock.lap("plan")
                 left = _map(request, job)
                 if request.is_one_of_several:

@@ -10,6 +10,7 @@ from data_prep.hub import count_shards
 MIN_UNIT_BYTES = 8 << 20
 MAX_UNIT_BYTES = 256 << 20
 N_UNITS = 1024  # aimed at, between those bounds
+MAX_HUB_UNITS = 4096  # a unit is at least a row group
 EXPANSION = 3  # bytes of text per byte of compressed text and of parquet, roughly
 
 Unit = tuple[Span, ...]
@@ -19,7 +20,8 @@ def plan_units(source: Source, unit_bytes: int | None = None) -> tuple[Unit, ...
     """Cut a source into units of about equal work, in the order of the documents."""
     if source.hub is not None:
         n_shards = count_shards(source.hub)
-        return tuple((Span(0, start, start + 1),) for start in range(n_shards))
+        step = -(-n_shards // MAX_HUB_UNITS)
+        return tuple((Span(0, start, min(start + step, n_shards)),) for start in range(0, n_shards, step))
     total = sum(estimate_text_bytes(file) for file in source.files)
     size = unit_bytes or min(max(total // N_UNITS, MIN_UNIT_BYTES), MAX_UNIT_BYTES)
     units: list[Unit] = []

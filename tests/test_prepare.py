@@ -462,6 +462,11 @@ def test_a_full_disk_is_one_line_keeps_what_was_done_and_can_be_gone_on_from(run
     assert verify(small_disk / "data") == []
 
 
+def test_a_mount_point_is_refused_before_the_work(text, small_disk):
+    with pytest.raises(DataError, match=r"disk: a mount point, which cannot be put in place by a rename; choose a --dir inside"):
+        prepare("text", small_disk, input=text)
+
+
 def test_an_output_that_cannot_be_written_is_one_line(run, tmp_path, text, small_disk):
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     code, _, err = run("prepare", "text", "--dir", small_disk / "data", "--input", text)

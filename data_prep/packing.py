@@ -47,6 +47,8 @@ def pack(
         copiers = {split: _Copier(job, split, writer, lengths) for split, writer in writers.items()}
         for number, record in enumerate(records):
             wish.check()
+            for split in SPLITS:
+                _check_hash(job, number, record, f"{split}.bin")
             rows = load_rows(job, number)
             kept = np.ones(len(rows), dtype=bool)
             if dropped is not None:
@@ -68,14 +70,19 @@ def _record(job: Job, number: int) -> dict[str, Any]:
         raise DamagedPartError(
             f"{part_path(job.work, number, 'json')}: part missing or cut short; run it again to map the unit anew"
         )
-    for kind in record["bytes"]:
+    _check_hash(job, number, record, "documents")
+    return record
+
+
+def _check_hash(job: Job, number: int, record: dict[str, Any], kind: str) -> None:
+    """Raises: DamagedPartError when a file of a part is not what was committed; the unit then counts as not done."""
+    if kind in record["bytes"]:
         path = part_path(job.work, number, kind)
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != record["sha256"][kind]:
             part_path(job.work, number, "json").unlink()
             raise DamagedPartError(f"{path}: sha256={found[:16]}…, not what was committed; run it again to map the unit anew")
-    return record
 
 
 def load_rows(job: Job, number: int) -> Rows:

@@ -223,6 +223,7 @@ class TokenShards:
     def __init__(self, shards: Sequence[npt.NDArray[np.unsignedinteger[Any]]], dtype: DType = "uint16") -> None:
         # An empty file cannot be mapped and holds no window: it takes no part.
         self._shards = [shard for shard in shards if len(shard)]
+        self._views: dict[tuple[int, int], npt.NDArray[Any]] = {}
         self._ends = np.cumsum([len(shard) for shard in self._shards], dtype=np.int64)
         self.dtype = np.dtype(dtype)
         self.n_tokens = int(self._ends[-1]) if self._shards else 0
@@ -272,7 +273,7 @@ class TokenShards:
             return out
         self._check_bounds(int(starts.min()), int(starts.max()) + length)
         if len(self._shards) == 1:
-            out[:] = _windows(self._shards[0], length)[starts]
+            out[:] = self._windows_of(0, length)[starts]
         else:
             self._gather_over_shards(starts, length, out)
         return out
@@ -283,19 +284,21 @@ class TokenShards:
         for owner in np.unique(owners[inside]).tolist():
             rows = np.flatnonzero(inside & (owners == owner))
             shard = self._shards[owner]
-            out[rows] = _windows(shard, length)[starts[rows] - (self._ends[owner] - len(shard))]
+            out[rows] = self._windows_of(owner, length)[starts[rows] - (self._ends[owner] - len(shard))]
         for row in np.flatnonzero(~inside).tolist():
             start = int(starts[row])
             out[row] = self.read(start, start + length)
 
+    def _windows_of(self, owner: int, length: int) -> npt.NDArray[Any]:
+        """Return the view of a shard whose row i is shard[i : i + length]; making it costs more than a small batch."""
+        key = (owner, length)
+        if key not in self._views:
+            self._views[key] = np.lib.stride_tricks.sliding_window_view(self._shards[owner], length)
+        return self._views[key]
+
     def _check_bounds(self, start: int, stop: int) -> None:
         if not 0 <= start <= stop <= self.n_tokens:
             raise IndexError(f"ids {start}..{stop} of a split that holds {self.n_tokens}")
-
-
-def _windows(shard: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
-    """Return the view whose row i is shard[i : i + length]."""
-    return np.lib.stride_tricks.sliding_window_view(shard, length)
 
 
 class SplitWriter:

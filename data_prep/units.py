@@ -7,7 +7,7 @@ from data_prep.corpus import Source
 from data_prep.documents import SourceFile, Span, open_parquet
 from data_prep.hub import count_shards
 
-MIN_UNIT_BYTES = 8 << 20
+MIN_UNIT_BYTES = 4 << 20
 MAX_UNIT_BYTES = 256 << 20
 N_UNITS = 1024  # aimed at, between those bounds
 MAX_HUB_UNITS = 4096  # a unit is at least a row group

@@ -87,10 +87,15 @@ def bench_preparation(text: Path, workers: int, repeats: int, tell: Callable[[st
     tell(f"prepare   all token streams are identical: sha256 {streams.pop()[:16]}")
     rates = {name: median(result["tokens"] / result["wall_s"] for result in results) for name, results in found.items()}
     for name, rate in rates.items():
+        turns = list(zip(found[name], found["nanogpt"], strict=True))
+        ratio = median(theirs["wall_s"] / ours["wall_s"] for ours, theirs in turns)
+        whole = median(theirs["process_s"] / ours["process_s"] for ours, theirs in turns)
         peak = max(result["peak_mib"] for result in found[name])
+        cpu = median(result["tokens"] / result["cpu_s"] for result in found[name])
         tell(
-            f"prepare   {name:<10} median {rate / 1e6:6.2f} M tokens/s, {rate / rates['nanogpt']:5.2f} x nanogpt, "
-            f"peak {peak:,.0f} MiB in the largest process"
+            f"prepare   {name:<10} median {rate / 1e6:6.2f} M tokens/s, {ratio:5.2f} x nanogpt in the median turn "
+            f"({whole:.2f} x from start to end of the process); "
+            f"{cpu / 1e6:.2f} M tokens per CPU second; peak {peak:,.0f} MiB in the largest process"
         )
     return text.parent / "tiktoken"
 
@@ -108,6 +113,7 @@ def _run_contender(name: str, text: Path, out: Path, workers: int) -> dict[str, 
     if done.returncode:
         raise DataError(f"bench: {name}, failed: {done.stderr.strip().splitlines()[-1]}")
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    result["process_s"] = elapsed
     # Ours is the whole process, from its start to the verified directory; nanoGPT's is without start and loading.
     result["wall_s"] = result["parts_s"]["map"] + result["parts_s"]["write"] if name == "nanogpt" else elapsed
     return result
@@ -313,8 +319,9 @@ def main(name: str, text: str, out: str, workers: str) -> None:
         result = prepare_as_nanogpt(Path(text), Path(out), int(workers))
     else:
         result = prepare_ours(Path(text), Path(out), int(workers), name)
-    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    print(json.dumps(result | {"peak_mib": peak / 1024}))
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    cpu_s = sum(usage.ru_utime + usage.ru_stime for usage in usages)
+    print(json.dumps(result | {"peak_mib": max(usage.ru_maxrss for usage in usages) / 1024, "cpu_s": cpu_s}))
 
 
 if __name__ == "__main__":

@@ -32,8 +32,15 @@ STAND_IN = "First Citizen:\nBefore we proceed any further, hear me speak.\n"
 
 def documents_of(source: Source) -> tuple[str, ...]:
     items = [item for unit in plan_units(source) for span in unit for item in iter_span(source.files[span.file], span, "text")]
-    assert all(isinstance(item, Fragment) and item.ends for item in items)
-    return tuple(item.text for item in items)
+    documents, pieces = [], []
+    for item in items:
+        assert isinstance(item, Fragment)
+        pieces.append(item.text)
+        if item.ends:
+            documents.append("".join(pieces))
+            pieces.clear()
+    assert not pieces
+    return tuple(documents)
 
 
 @pytest.fixture

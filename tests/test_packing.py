@@ -13,7 +13,7 @@ from data_prep import packing as packing_module
 from data_prep.documents import digest_of
 from data_prep.packing import DamagedPartError
 from data_prep.prepare import prepare, verify
-from data_prep.shards import DataError, TokenShards
+from data_prep.shards import DataError, TokenShards, load_manifest, write_split
 from data_prep.workplace import work_path
 
 
@@ -60,6 +60,10 @@ def test_every_document_once_on_its_side_in_order(tmp_path_factory, texts, unit_
     )  # fmt: skip
     assert {side: documents_in(folder / "data", side) for side in expected} == expected
     assert verify(folder / "data") == []
+    for side, documents in expected.items():  # cut into shards by the rule that writes any split
+        ids = [np.frombuffer(text.encode(), np.uint8) for text in documents]
+        record = write_split(folder / "direct", side, ids, text_bytes=0, max_shard_tokens=max_shard_tokens)
+        assert record.shards == load_manifest(folder / "data").splits[side].shards
 
 
 @pytest.mark.parametrize("bucket_rows", [packing_module.BUCKET_ROWS, 7])

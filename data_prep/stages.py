@@ -16,7 +16,7 @@ from data_prep.units import MAX_UNIT_BYTES, plan_units
 from data_prep.workers import run_units
 from data_prep.workplace import check_plan, load_plan, planned_units, planning, write_plan
 
-TRAINING_BYTES = 32 << 20  # of text for a BPE; merges of a vocabulary of this kind change little beyond
+TRAINING_BYTES = 32 << 20  # of text for a BPE: bounds the parent's memory (DECISIONS.md)
 TRAINING_PIECE_CHARS = 1 << 14  # the trainer holds some hundred texts at once
 TRAINING_UNITS = 64  # spread evenly over the corpus
 

@@ -7,8 +7,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Self
 
@@ -19,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 FORMAT = "scaling-harness-data"
 FORMAT_VERSION = 1
 SPLITS = ("train", "val")
+CHECKED_IDS = 1 << 22  # read at once when ids are checked
 MAX_SHARD_TOKENS = 100_000_000  # 200 MB of uint16: large enough for streaming disks, small enough to copy again
 
 DType = Literal["uint16", "uint32"]
@@ -73,6 +72,7 @@ class TokenizerRecord(_Record):
     name: str
     id: str
     eot: int | None = None
+    library: str | None = None  # the encoder at work and its version, for people
 
 
 class SourceRecord(_Record):
@@ -83,6 +83,7 @@ class SourceRecord(_Record):
     sha256: str
     url: str | None = None
     is_fallback: bool = False
+    revision: str | None = None  # of a data set of the hub
 
 
 class SplitRule(_Record):
@@ -222,6 +223,7 @@ class TokenShards:
     def __init__(self, shards: Sequence[npt.NDArray[np.unsignedinteger[Any]]], dtype: DType = "uint16") -> None:
         # An empty file cannot be mapped and holds no window: it takes no part.
         self._shards = [shard for shard in shards if len(shard)]
+        self._views: dict[tuple[int, int], npt.NDArray[Any]] = {}
         self._ends = np.cumsum([len(shard) for shard in self._shards], dtype=np.int64)
         self.dtype = np.dtype(dtype)
         self.n_tokens = int(self._ends[-1]) if self._shards else 0
@@ -271,7 +273,7 @@ class TokenShards:
             return out
         self._check_bounds(int(starts.min()), int(starts.max()) + length)
         if len(self._shards) == 1:
-            out[:] = _windows(self._shards[0], length)[starts]
+            out[:] = self._windows_of(0, length)[starts]
         else:
             self._gather_over_shards(starts, length, out)
         return out
@@ -282,19 +284,136 @@ class TokenShards:
         for owner in np.unique(owners[inside]).tolist():
             rows = np.flatnonzero(inside & (owners == owner))
             shard = self._shards[owner]
-            out[rows] = _windows(shard, length)[starts[rows] - (self._ends[owner] - len(shard))]
+            out[rows] = self._windows_of(owner, length)[starts[rows] - (self._ends[owner] - len(shard))]
         for row in np.flatnonzero(~inside).tolist():
             start = int(starts[row])
             out[row] = self.read(start, start + length)
+
+    def _windows_of(self, owner: int, length: int) -> npt.NDArray[Any]:
+        """Return the view of a shard whose row i is shard[i : i + length]; making it costs more than a small batch."""
+        key = (owner, length)
+        if key not in self._views:
+            self._views[key] = np.lib.stride_tricks.sliding_window_view(self._shards[owner], length)
+        return self._views[key]
 
     def _check_bounds(self, start: int, stop: int) -> None:
         if not 0 <= start <= stop <= self.n_tokens:
             raise IndexError(f"ids {start}..{stop} of a split that holds {self.n_tokens}")
 
 
-def _windows(shard: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
-    """Return the view whose row i is shard[i : i + length]."""
-    return np.lib.stride_tricks.sliding_window_view(shard, length)
+class SplitWriter:
+    """Writes the shards of one split, one after the other, hashed as they are written and synced when they are full.
+
+    Note: a document that does not fit into the room left begins the next shard; one that is longer than a shard runs on.
+    """
+
+    def __init__(self, data_dir: Path, split: str, dtype: DType = "uint16", max_shard_tokens: int = MAX_SHARD_TOKENS) -> None:
+        self.data_dir, self.split, self.dtype, self.max_shard_tokens = data_dir, split, dtype, max_shard_tokens
+        self._shards: list[ShardRecord] = []
+        self._open: _OpenShard | None = None
+        (data_dir / split).mkdir(parents=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._open:
+            self._open.abandon()
+
+    @property
+    def room(self) -> int:
+        return self.max_shard_tokens - (self._open.tokens if self._open else 0)
+
+    def count_fitting(self, ends: npt.NDArray[np.int64]) -> int:
+        """Return how many of the documents that end there, counted from here, fit into the room left."""
+        return int(np.searchsorted(ends, self.room, side="right"))
+
+    def begin_document(self, n_ids: int) -> None:
+        """Make room for a document of this length, if need be in the next shard."""
+        if n_ids > self.room and self._open:
+            self._close_shard()
+
+    def write(self, ids: Ids, ends: Sequence[int] | npt.NDArray[np.int64] = ()) -> None:
+        """Append ids; `ends` says where documents end in them.
+
+        Raises: DataError when an id does not fit the dtype.
+        """
+        places = np.asarray(ends, dtype=np.int64)
+        begin = 0
+        while begin < len(ids):
+            if not self.room:
+                self._close_shard()
+            if self._open is None:
+                self._open = _OpenShard(self.data_dir, f"{self.split}/{len(self._shards):05d}", self.dtype)
+            stop = min(begin + self.room, len(ids))
+            self._open.write(ids[begin:stop])
+            self._open.end_documents(places[(begin < places) & (places <= stop)] - stop)
+            begin = stop
+
+    def end_document(self) -> None:
+        """Say that a document ends where the last id was written."""
+        if self._open:
+            self._open.end_documents(np.zeros(1, dtype=np.int64))
+
+    def close(self, text_bytes: int) -> SplitRecord:
+        """Finish the last shard and return the totals."""
+        if self._open:
+            self._close_shard()
+        sync_directory(self.data_dir / self.split)
+        return SplitRecord(
+            tokens=sum(shard.tokens for shard in self._shards),
+            documents=sum(shard.documents for shard in self._shards),
+            text_bytes=text_bytes,
+            shards=tuple(self._shards),
+        )
+
+    def _close_shard(self) -> None:
+        if self._open:
+            self._shards.append(self._open.close())
+            self._open = None
+
+
+class _OpenShard:
+    """The shard that is being written; nothing of it but its last few megabytes is in memory."""
+
+    def __init__(self, data_dir: Path, name: str, dtype: DType) -> None:
+        self.data_dir, self.name, self.dtype = data_dir, name, dtype
+        self.tokens, self.documents, self.max_token_id = 0, 0, 0
+        self._bin = (data_dir / f"{name}.bin").open("wb")
+        self._idx = (data_dir / f"{name}.idx").open("wb")
+        self._bin_digest, self._idx_digest = hashlib.sha256(), hashlib.sha256()
+
+    def write(self, ids: Ids) -> None:
+        self.max_token_id = max(self.max_token_id, _checked_max(ids, self.dtype, f"{self.data_dir / self.name}.bin"))
+        data = np.ascontiguousarray(ids, dtype=np.dtype(self.dtype).newbyteorder("<")).data
+        self._bin.write(data)
+        self._bin_digest.update(data)
+        self.tokens += len(ids)
+
+    def end_documents(self, ends: npt.NDArray[np.int64]) -> None:
+        """Note ends of documents, relative to the last id written."""
+        idx = (ends + self.tokens).astype("<u8").tobytes()
+        self._idx.write(idx)
+        self._idx_digest.update(idx)
+        self.documents += len(ends)
+
+    def abandon(self) -> None:
+        """Close the files as they are, after an error."""
+        self._bin.close()
+        self._idx.close()
+
+    def close(self) -> ShardRecord:
+        for file in (self._bin, self._idx):
+            with file:
+                sync_file(file)
+        return ShardRecord(
+            file=f"{self.name}.bin",
+            tokens=self.tokens,
+            documents=self.documents,
+            max_token_id=self.max_token_id,
+            sha256=self._bin_digest.hexdigest(),
+            idx_sha256=self._idx_digest.hexdigest(),
+        )
 
 
 def write_split(
@@ -306,65 +425,18 @@ def write_split(
     text_bytes: int,
     max_shard_tokens: int = MAX_SHARD_TOKENS,
 ) -> SplitRecord:
-    """Write documents as the shards of a split, hashed as they are written and synced.
+    """Write documents as the shards of a split.
 
     `text_bytes` is the length of the split's text in UTF-8; bits per byte divides by it.
 
     Raises: DataError when an id does not fit the dtype.
-    Note: a document without ids is not written; one that is longer than a shard runs on into the next.
+    Note: a document without ids is not written.
     """
-    (data_dir / split).mkdir(parents=True)
-    placed = groupby(_iter_placed(documents, max_shard_tokens), key=itemgetter(0))
-    shards = tuple(_write_shard(data_dir, f"{split}/{number:05d}", group, dtype) for number, group in placed)
-    sync_directory(data_dir / split)
-    return SplitRecord(
-        tokens=sum(shard.tokens for shard in shards),
-        documents=sum(shard.documents for shard in shards),
-        text_bytes=text_bytes,
-        shards=shards,
-    )
-
-
-def _iter_placed(documents: Iterable[Ids], max_shard_tokens: int) -> Iterator[tuple[int, Ids, bool]]:
-    """Yield (shard number, ids, whether a document ends here): the rule that cuts a split into shards."""
-    number, room = 0, max_shard_tokens
-    for ids in documents:
-        if room < len(ids) and room < max_shard_tokens:
-            number, room = number + 1, max_shard_tokens
-        while len(ids):
-            if not room:
-                number, room = number + 1, max_shard_tokens
-            piece, ids = ids[:room], ids[room:]
-            room -= len(piece)
-            yield number, piece, not len(ids)
-
-
-def _write_shard(data_dir: Path, name: str, pieces: Iterable[tuple[int, Ids, bool]], dtype: DType) -> ShardRecord:
-    little = np.dtype(dtype).newbyteorder("<")
-    digest = hashlib.sha256()
-    tokens, max_token_id, ends = 0, 0, []
-    with (data_dir / f"{name}.bin").open("wb") as file:
-        for _, ids, is_end in pieces:
-            max_token_id = max(max_token_id, _checked_max(ids, dtype, f"{data_dir / name}.bin"))
-            data = np.ascontiguousarray(ids, dtype=little).data
-            file.write(data)
-            digest.update(data)
-            tokens += len(ids)
-            if is_end:
-                ends.append(tokens)
-        sync_file(file)
-    idx = np.array(ends, dtype="<u8").tobytes()
-    with (data_dir / f"{name}.idx").open("wb") as file:
-        file.write(idx)
-        sync_file(file)
-    return ShardRecord(
-        file=f"{name}.bin",
-        tokens=tokens,
-        documents=len(ends),
-        max_token_id=max_token_id,
-        sha256=digest.hexdigest(),
-        idx_sha256=hashlib.sha256(idx).hexdigest(),
-    )
+    with SplitWriter(data_dir, split, dtype, max_shard_tokens) as writer:
+        for ids in documents:
+            writer.begin_document(len(ids))
+            writer.write(ids, [len(ids)])
+        return writer.close(text_bytes)
 
 
 def _checked_max(ids: Ids, dtype: DType, where: str) -> int:
@@ -401,12 +473,21 @@ def _iter_shard_faults(path: Path, idx_path: Path, shard: ShardRecord, manifest:
             found = hashlib.file_digest(opened, "sha256").hexdigest()
         if found != expected:
             yield f"{file}: manifest says sha256={expected[:16]}… but the file has {found[:16]}…"
-    ids = np.fromfile(path, dtype=np.dtype(manifest.dtype).newbyteorder("<"))
-    if ids.size and ids.max() >= manifest.vocab_size:
-        yield f"{path}: token id {ids.max():,} is not below vocab_size={manifest.vocab_size:,}"
+    largest = _largest_id(path, np.dtype(manifest.dtype).newbyteorder("<"))
+    if largest >= manifest.vocab_size:
+        yield f"{path}: token id {largest:,} is not below vocab_size={manifest.vocab_size:,}"
     ends = np.fromfile(idx_path, dtype="<u8").astype(np.int64)
     bounds = np.concatenate(([0], ends))
     if (np.diff(bounds) <= 0).any():
         yield f"{idx_path}: document ends do not increase"
     if bounds[-1] > shard.tokens or (is_last and bounds[-1] != shard.tokens):
         yield f"{idx_path}: the last document ends at {bounds[-1]:,}, the shard holds {shard.tokens:,} tokens"
+
+
+def _largest_id(path: Path, dtype: np.dtype[Any]) -> int:
+    """Return the largest id of a shard, read in parts."""
+    largest = 0
+    with path.open("rb") as file:
+        while (ids := np.fromfile(file, dtype, count=CHECKED_IDS)).size:
+            largest = max(largest, int(ids.max()))
+    return largest

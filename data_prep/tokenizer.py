@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,8 @@ class CharTokenizer:
 
     kind = "char"
     name = "char"
+    eot = None
+    library = None
 
     @classmethod
     def from_texts(cls, texts: Iterable[str]) -> Self:
@@ -50,6 +52,10 @@ class CharTokenizer:
     @property
     def id(self) -> str:
         return spec_id(self.spec)
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        return {}
 
     def encode(self, text: str) -> Ids:
         """Return the id of each character.
@@ -102,6 +108,8 @@ class ByteTokenizer:
     kind = "byte"
     name = "byte"
     vocab_size = 256
+    eot = None
+    library = None
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -110,6 +118,10 @@ class ByteTokenizer:
     @property
     def id(self) -> str:
         return spec_id(self.spec)
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        return {}
 
     def encode(self, text: str) -> Ids:
         """Return the bytes of the text; a lone surrogate, which UTF-8 cannot hold, becomes '?'."""
@@ -124,7 +136,36 @@ class ByteTokenizer:
         return ids.astype(np.uint8).tobytes().decode("utf-8", "replace")
 
 
-Tokenizer = CharTokenizer | ByteTokenizer
+class Tokenizer(Protocol):
+    """What char, byte and the encodings of bpe.py have in common."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def spec(self) -> dict[str, Any]: ...
+    @property
+    def id(self) -> str: ...
+    @property
+    def files(self) -> dict[str, bytes]:
+        """What lies beside spec.json."""
+        ...
+
+    @property
+    def eot(self) -> int | None:
+        """The id that may be put behind each document."""
+        ...
+
+    @property
+    def library(self) -> str | None:
+        """The encoder and its version; in no hash, since it decides nothing."""
+        ...
+
+    def encode(self, text: str) -> Ids: ...
+    def decode(self, ids: npt.NDArray[np.integer[Any]]) -> str: ...
 
 
 def spec_id(spec: dict[str, Any]) -> str:
@@ -140,14 +181,20 @@ def check_ids(ids: npt.NDArray[np.integer[Any]], vocab_size: int, name: str) -> 
 
 def write_tokenizer(directory: Path, tokenizer: Tokenizer) -> None:
     """Write the definition as JSON that a person can read."""
-    directory.mkdir(parents=True)
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, data in tokenizer.files.items():
+        with (directory / name).open("wb") as file:
+            file.write(data)
+            sync_file(file)
     with (directory / SPEC_FILE).open("wb") as file:
         file.write(json.dumps(tokenizer.spec, ensure_ascii=True, indent=1).encode("ascii") + b"\n")
         sync_file(file)
 
 
-def load_tokenizer(directory: Path) -> Tokenizer:
+def load_tokenizer(directory: Path, backend: str = "tiktoken") -> Tokenizer:
     """Read the tokenizer of a prepared directory, DIR/tokenizer.
+
+    `backend` is the encoder of byte-pair encodings, tiktoken or gigatoken.
 
     Raises: DataError when it is missing, damaged, or of a kind that this version does not know.
     """
@@ -159,17 +206,38 @@ def load_tokenizer(directory: Path) -> Tokenizer:
             return ByteTokenizer()
         if kind == "char":
             return _char_tokenizer(spec["chars"])
-    except FileNotFoundError:
-        raise DataError(f"{path}: missing; run python -m data_prep prepare again or restore the file") from None
+        if kind in ("tiktoken", "tokenizers"):
+            return _file_tokenizer(directory, spec, backend)
+    except DataError:
+        raise
+    except FileNotFoundError as error:
+        raise DataError(f"{error.filename or path}: missing; run python -m data_prep prepare again or restore the file") from None
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not a tokenizer ({error}); prepare the data again or restore the file") from None
-    raise DataError(f"{path}: kind={kind!r}, not known here; use char or byte, or the version that wrote it")
+    raise DataError(f"{path}: kind={kind!r}, not known here; use the version that wrote it")
 
 
 def _char_tokenizer(chars: list[str]) -> CharTokenizer:
     if any(len(char) != 1 for char in chars) or chars != sorted(set(chars)):
         raise ValueError("chars is not a sorted list of different characters")
     return CharTokenizer(tuple(chars))
+
+
+def _file_tokenizer(directory: Path, spec: dict[str, Any], backend: str) -> Tokenizer:
+    from data_prep.bpe import BytePairTokenizer, JsonTokenizer
+
+    path = directory / spec["file"]
+    data = path.read_bytes()
+    if (found := hashlib.sha256(data).hexdigest()) != spec["sha256"]:
+        raise DataError(f"{path}: sha256={found[:16]}…, spec.json says {spec['sha256'][:16]}…; restore the file")
+    tokenizer: Tokenizer
+    if spec["kind"] == "tiktoken":
+        tokenizer = BytePairTokenizer(spec["name"], data, backend)
+    else:
+        tokenizer = JsonTokenizer(spec["name"], data, spec["eot"])
+    if tokenizer.spec != spec:
+        raise ValueError("it does not describe the file beside it")
+    return tokenizer
 
 
 def _code_points(text: str) -> npt.NDArray[np.uint32]:

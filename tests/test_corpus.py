@@ -17,14 +17,30 @@ from data_prep.corpus import (
     TINY_SHAKESPEARE_SHA256,
     TINY_SHAKESPEARE_URL,
     NoTinyShakespeareError,
+    Source,
     find_tiny_shakespeare,
-    iter_documents,
+    local_files,
     python_sources,
     text_file,
 )
+from data_prep.documents import Fragment, iter_span
 from data_prep.shards import DataError
+from data_prep.units import plan_units
 
 STAND_IN = "First Citizen:\nBefore we proceed any further, hear me speak.\n"
+
+
+def documents_of(source: Source) -> tuple[str, ...]:
+    items = [item for unit in plan_units(source) for span in unit for item in iter_span(source.files[span.file], span, "text")]
+    documents, pieces = [], []
+    for item in items:
+        assert isinstance(item, Fragment)
+        pieces.append(item.text)
+        if item.ends:
+            documents.append("".join(pieces))
+            pieces.clear()
+    assert not pieces
+    return tuple(documents)
 
 
 @pytest.fixture
@@ -62,24 +78,26 @@ def corpora_with(directory: Path, text: str) -> Path:
 
 def test_input_comes_first(tmp_path, web, stand_in):
     (tmp_path / "mine.txt").write_text(STAND_IN)
-    corpus = find_tiny_shakespeare(tmp_path / "mine.txt", corpora_with(tmp_path, "not it"))
-    assert corpus.documents == (STAND_IN,)
-    assert (corpus.source.kind, corpus.source.is_fallback) == ("tiny-shakespeare", False)
+    source = find_tiny_shakespeare(tmp_path, tmp_path / "mine.txt", corpora_with(tmp_path, "not it"))
+    assert documents_of(source) == (STAND_IN,)
+    assert (source.record.kind, source.record.is_fallback) == ("tiny-shakespeare", False)
     assert web.asked == []
 
 
 def test_corpora_directory_comes_before_the_environment_and_the_web(tmp_path, web, stand_in, monkeypatch):
     given = corpora_with(tmp_path / "given", STAND_IN)
     monkeypatch.setenv(CORPORA_VARIABLE, str(corpora_with(tmp_path / "environment", "not it")))
-    assert find_tiny_shakespeare(corpora=given).documents == (STAND_IN,)
+    assert documents_of(find_tiny_shakespeare(tmp_path, corpora=given)) == (STAND_IN,)
     monkeypatch.setenv(CORPORA_VARIABLE, str(given))
-    assert find_tiny_shakespeare().documents == (STAND_IN,)
+    assert documents_of(find_tiny_shakespeare(tmp_path)) == (STAND_IN,)
     assert web.asked == []
 
 
 def test_download_comes_last_with_a_timeout(tmp_path, web, stand_in):
     web.answer = STAND_IN.encode()
-    assert find_tiny_shakespeare(corpora=tmp_path).documents == (STAND_IN,)
+    source = find_tiny_shakespeare(tmp_path / "download", corpora=tmp_path)
+    assert documents_of(source) == (STAND_IN,)
+    assert Path(source.files[0].path).parent == tmp_path / "download"
     assert web.asked == [(TINY_SHAKESPEARE_URL, 10.0)]
 
 
@@ -96,7 +114,8 @@ def test_download_comes_last_with_a_timeout(tmp_path, web, stand_in):
 def test_when_all_places_fail_one_line_says_where_it_looked(tmp_path, web, answer, reason):
     web.answer = answer
     with pytest.raises(NoTinyShakespeareError) as caught:
-        find_tiny_shakespeare(corpora=tmp_path)
+        find_tiny_shakespeare(tmp_path / "download", corpora=tmp_path)
+    assert not (tmp_path / "download").exists()
     message = str(caught.value)
     assert "\n" not in message
     assert f"{tmp_path}/tinyshakespeare/input.txt is not there" in message
@@ -104,7 +123,7 @@ def test_when_all_places_fail_one_line_says_where_it_looked(tmp_path, web, answe
     assert "; give --input FILE" in message
 
 
-def test_no_more_is_read_from_the_web_than_the_text_is_long(web):
+def test_no_more_is_read_from_the_web_than_the_text_is_long(web, tmp_path):
     class Endless(io.BytesIO):
         def read(self, size=-1):
             assert 0 < size <= TINY_SHAKESPEARE_BYTES + 1
@@ -112,7 +131,7 @@ def test_no_more_is_read_from_the_web_than_the_text_is_long(web):
 
     web.answer = Endless()
     with pytest.raises(NoTinyShakespeareError, match="not Tiny Shakespeare"):
-        find_tiny_shakespeare()
+        find_tiny_shakespeare(tmp_path)
 
 
 @pytest.mark.parametrize("place", ["input", "corpora"])
@@ -120,7 +139,7 @@ def test_another_text_in_its_place_is_an_error_with_both_hashes(tmp_path, web, p
     corpora = corpora_with(tmp_path, "To be")
     path = corpora / "tinyshakespeare/input.txt"
     with pytest.raises(DataError) as caught:
-        find_tiny_shakespeare(**{place: path if place == "input" else corpora})
+        find_tiny_shakespeare(tmp_path, **{place: path if place == "input" else corpora})
     assert not isinstance(caught.value, NoTinyShakespeareError)  # it must not fall through to the fallback
     message = str(caught.value)
     assert message.startswith(f"{path}: sha256={hashlib.sha256(b'To be').hexdigest()}")
@@ -130,20 +149,21 @@ def test_another_text_in_its_place_is_an_error_with_both_hashes(tmp_path, web, p
 
 
 def test_the_real_text_is_accepted(corpora, web):
-    (text,) = find_tiny_shakespeare(corpora=corpora).documents
+    (text,) = documents_of(find_tiny_shakespeare(corpora, corpora=corpora))
     assert len(text) == TINY_SHAKESPEARE_BYTES
     assert len(set(text)) == 65
 
 
 def test_python_sources_are_this_pythons_ascii_modules_in_order():
-    corpus = python_sources()
+    source = python_sources()
+    documents = documents_of(source)
     names = [path.name for path in sorted(Path(os.__file__).parent.glob("*.py")) if path.read_bytes().isascii()]
-    assert len(corpus.documents) == len(names) > 50
-    assert corpus.documents[names.index("os.py")] == Path(os.__file__).read_bytes().decode()
-    assert all(document.isascii() for document in corpus.documents)
-    assert corpus.source.is_fallback
-    assert "standard library sources (fallback)" in corpus.source.label
-    assert corpus == python_sources()
+    assert len(documents) == len(names) > 50
+    assert documents[names.index("os.py")] == Path(os.__file__).read_bytes().decode()
+    assert all(document.isascii() for document in documents)
+    assert source.record.is_fallback
+    assert "standard library sources (fallback)" in source.record.label
+    assert source == python_sources()
 
 
 def test_python_sources_hash_sees_names_bytes_and_leaves_out_the_rest(tmp_path):
@@ -152,12 +172,12 @@ def test_python_sources_hash_sees_names_bytes_and_leaves_out_the_rest(tmp_path):
     (tmp_path / "umlaut.py").write_text("ä = 1\n", encoding="utf-8")
     (tmp_path / "package.py").mkdir()
     (tmp_path / "notes.txt").write_text("no")
-    corpus = python_sources(tmp_path)
-    assert corpus.documents == ("a = 1\n", "b = 1\n")
+    source = python_sources(tmp_path)
+    assert documents_of(source) == ("a = 1\n", "b = 1\n")
     lines = "".join(f"{hashlib.sha256(f'{name} = 1{chr(10)}'.encode()).hexdigest()}  {name}.py\n" for name in "ab")
-    assert corpus.source.sha256 == hashlib.sha256(lines.encode()).hexdigest()
+    assert source.record.sha256 == hashlib.sha256(lines.encode()).hexdigest()
     (tmp_path / "b.py").rename(tmp_path / "c.py")
-    assert python_sources(tmp_path).source.sha256 != corpus.source.sha256
+    assert python_sources(tmp_path).record.sha256 != source.record.sha256
 
 
 def test_a_python_without_sources_is_a_clear_error(tmp_path):
@@ -168,27 +188,17 @@ def test_a_python_without_sources_is_a_clear_error(tmp_path):
 def test_text_is_kept_as_it_is_except_for_a_byte_order_mark(tmp_path):
     path = tmp_path / "book.txt"
     path.write_bytes("\ufeffa\r\nb\0\ufeffc".encode())
-    corpus = text_file(path)
-    assert corpus.documents == ("a\r\nb\0\ufeffc",)
-    assert corpus.source.label == "book.txt"
-    assert corpus.source.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    source = text_file(path)
+    assert documents_of(source) == ("a\r\nb\0\ufeffc",)
+    assert source.record.label == "book.txt"
+    assert source.record.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (b"", "0 bytes, no text in it; give"),
-        (b" \n\t ", "4 bytes, no text in it; give"),
-        (b"\xef\xbb\xbf", "3 bytes, no text in it; give"),
-        (b"caf\xe9", "byte 3 is 0xe9, not UTF-8; convert it first"),
-        (b"ok\xed\xa0\x80", "byte 2 is 0xed, not UTF-8; convert"),
-        ("hi".encode("utf-16"), "byte 0 is 0xff, not UTF-8; convert"),
-    ],
-)
-def test_a_file_without_usable_text_is_one_clear_line(tmp_path, data, message):
+@pytest.mark.parametrize("data", [b"", b" \n\t ", b"\xef\xbb\xbf"])
+def test_a_file_without_text_is_one_clear_line(tmp_path, data):
     path = tmp_path / "book.txt"
     path.write_bytes(data)
-    with pytest.raises(DataError, match=f"^{path}: {message}"):
+    with pytest.raises(DataError, match=f"^{path}: {len(data)} bytes, no text in it; give"):
         text_file(path)
 
 
@@ -199,8 +209,57 @@ def test_a_path_that_is_no_file_is_one_clear_line(tmp_path):
         text_file(tmp_path)
 
 
-def test_iter_documents_names_the_file_at_fault():
-    documents = iter_documents([("a.txt", b"fine"), ("b.txt", b"\xff")])
-    assert next(documents) == "fine"
-    with pytest.raises(DataError, match=r"^b.txt: byte 0"):
-        next(documents)
+# Files of several kinds
+
+
+def test_kinds_follow_from_names_and_a_folder_is_its_files_in_order(tmp_path):
+    names = ["a.jsonl", "b.txt.xz", "c.parquet", "d.jsonl.zst", "e.txt.gz", "f.md"]
+    for name in reversed(names):
+        (tmp_path / name).write_bytes(name.encode())
+    (tmp_path / "picture.png").write_bytes(b"no")
+    files = local_files([tmp_path]).files
+    assert [Path(file.path).name for file in files] == names
+    assert [file.format for file in files] == ["jsonl", "txt", "parquet", "jsonl", "txt", "txt"]
+    assert [file.compression for file in files] == ["", "xz", "", "zst", "gz", ""]
+
+
+@pytest.mark.parametrize("name", ["book.pdf", "book", "book.parquet.gz", "book.zst"])
+def test_a_file_of_no_known_kind_is_one_clear_line(tmp_path, name):
+    (tmp_path / name).write_text("text")
+    with pytest.raises(DataError, match=rf"^{tmp_path / name}: not a kind of file that is known here \(.txt, .*; rename"):
+        local_files([tmp_path / name])
+
+
+def test_a_folder_without_text_and_files_without_bytes_are_one_clear_line(tmp_path):
+    with pytest.raises(DataError, match=rf"^{tmp_path}: no text in this directory"):
+        local_files([tmp_path])
+    (tmp_path / "empty.txt").touch()
+    with pytest.raises(DataError, match=r"empty.txt: 0 bytes, no text in it; give"):
+        local_files([tmp_path / "empty.txt"])
+
+
+def test_the_sources_hash_sees_content_order_and_side_and_no_place(tmp_path):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.txt").write_text("aa")
+        (tmp_path / folder / "b.txt").write_text("bb")
+    a, b = tmp_path / "one/a.txt", tmp_path / "one/b.txt"
+    hashes = [local_files(*given).record.sha256 for given in (([a, b],), ([b, a],), ([a], [b]), ([b], [a]), ([a],))]
+    assert len(set(hashes)) == 5
+    assert local_files([tmp_path / "two"]).record.sha256 == hashes[0]
+
+
+def test_a_text_file_that_comes_again_is_left_out(tmp_path):
+    for name in ("a.txt", "b.txt", "c.txt"):
+        (tmp_path / name).write_text("same" if name != "b.txt" else "other")
+    assert [Path(file.path).name for file in local_files([tmp_path]).files] == ["a.txt", "b.txt"]
+
+
+def test_known_files_are_hashed_again_only_when_they_changed(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("first")
+    known = [file._replace(sha256="believed") for file in local_files([path]).files]
+    assert local_files([path], known=known).files[0].sha256 == "believed"
+    path.write_text("after")  # of equal length
+    os.utime(path, ns=(0, known[0].mtime_ns + 1))
+    assert local_files([path], known=known).files[0].sha256 == hashlib.sha256(b"after").hexdigest()

@@ -3,7 +3,6 @@
 import errno
 import hashlib
 import os
-import socket
 import subprocess
 import sys
 import urllib.error
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,7 +19,10 @@ from data_prep import __main__ as command_line
 from data_prep import prepare as prepare_module
 from data_prep import shards as shards_module
 from data_prep.corpus import CORPORA_VARIABLE
-from data_prep.prepare import MIN_SPLIT_TOKENS, Recipe, prepare, split_tail, verify
+from data_prep.documents import Fragment
+from data_prep.mapping import SplitPlan, route
+from data_prep.prepare import MIN_SPLIT_TOKENS, prepare, verify
+from data_prep.recipe import Recipe
 from data_prep.sampler import WindowSampler
 from data_prep.shards import DataError, TokenShards, load_manifest
 from data_prep.tokenizer import load_tokenizer
@@ -92,14 +95,24 @@ def test_text_comes_back_from_the_shards(tmp_path, tokenizer):
     assert verify(tmp_path / "data") == []
 
 
+def split_tail(documents: list[str], val_fraction: float) -> tuple[list[str], list[str]]:
+    plan = SplitPlan("tail", val_fraction, boundary=int(sum(map(len, documents)) * (1 - val_fraction)))
+    parts, place = {"train": [], "val": []}, 0
+    for document in documents:
+        for split, text, ends in route(plan, "", Fragment(document), place):
+            assert ends
+            parts[split].append(text)
+        place += len(document)
+    return parts["train"], parts["val"]
+
+
 @settings(deadline=None)
-@given(st.lists(st.text(max_size=20), max_size=6), st.floats(0.01, 0.99))
+@given(st.lists(st.text(min_size=1, max_size=20), max_size=6), st.floats(0.01, 0.99))
 def test_tail_split_cuts_once_and_loses_nothing(documents, val_fraction):
     train, val = split_tail(documents, val_fraction)
     assert "".join(train) + "".join(val) == "".join(documents)
     assert sum(map(len, train)) == int(sum(map(len, documents)) * (1 - val_fraction))
-    kept = [document for document in documents if document]
-    assert len(train) + len(val) - len(kept) in (0, 1)  # at most one document is in both
+    assert len(train) + len(val) - len(documents) in (0, 1)  # at most one document is in both
 
 
 def test_the_tail_is_nanogpts_for_every_length():
@@ -112,7 +125,7 @@ def test_blank_documents_are_counted_and_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
     monkeypatch.setenv(CORPORA_VARIABLE, str(tmp_path))
     manifest = prepare("demo", tmp_path / "data").manifest
-    assert manifest.counters == {"documents_in": 4, "documents_blank": 2}
+    assert (manifest.counters["documents_in"], manifest.counters["documents_blank"]) == (4, 2)
     assert [manifest.splits[split].documents for split in ("train", "val")] == [2, 1]
 
 
@@ -123,6 +136,39 @@ def test_a_split_too_short_to_predict_anything_is_refused(tmp_path, body, fracti
         prepare("text", tmp_path / "data", input=tmp_path / "short.txt", val_fraction=fraction)
     assert [path.name for path in tmp_path.iterdir()] == ["short.txt"]
     assert MIN_SPLIT_TOKENS == 2
+
+
+def test_shakespeare_by_gpt2s_encoding_is_byte_equal_to_nanogpts(tmp_path, corpora):
+    manifest = prepare("shakespeare-gpt2", tmp_path / "data", corpora=corpora).manifest
+    expected = {
+        "train": (301_966, "502a2bdc8210d1ac5d5674867cb74467dd31db575d25cf6dbb08c8bdbea8680f"),
+        "val": (36_059, "68a53422394c26a655ebe641f5c6f49888e8f4e45fe5d6f02abda63ba3ebd65b"),
+    }
+    for split, (tokens, sha256) in expected.items():
+        assert manifest.splits[split].tokens == tokens
+        assert hashlib.sha256((tmp_path / "data" / split / "00000.bin").read_bytes()).hexdigest() == sha256
+    assert manifest.tokenizer.eot is None
+    assert verify(tmp_path / "data") == []
+
+
+def test_gigatoken_gives_the_same_directory_and_is_recorded(tmp_path, corpora):
+    texts = corpora / "gutenberg_tiny"
+    choices = {"input": texts / "train.jsonl", "val": [texts / "val.jsonl"], "workers": 1}
+    exact = prepare("files", tmp_path / "exact", **choices).manifest
+    fast = prepare("files", tmp_path / "fast", backend="gigatoken", **choices).manifest
+    assert fast.content_id == exact.content_id
+    assert (exact.splits["train"].tokens, exact.splits["val"].tokens) == (282_449, 26_648)
+    assert (fast.tokenizer.library or "").startswith("gigatoken ")
+    assert (exact.tokenizer.library or "").startswith("tiktoken ")
+
+
+def test_an_encoder_that_differs_from_tiktoken_is_found(tmp_path, text, monkeypatch):
+    from data_prep.bpe import BytePairTokenizer
+
+    real = BytePairTokenizer.encode
+    monkeypatch.setattr(BytePairTokenizer, "encode", lambda self, text: real(self, text)[self.backend == "gigatoken" :])
+    with pytest.raises(DataError, match=r"backend=gigatoken, its ids differ from tiktoken's; use --backend tiktoken"):
+        prepare("text", tmp_path / "data", input=text, tokenizer="gpt2", backend="gigatoken")
 
 
 # The recipe and the identities
@@ -223,52 +269,210 @@ def test_damaged_data_without_its_text_is_one_clear_line(tmp_path, corpora, monk
         prepare("demo", tmp_path / "data")
 
 
-# Interruption
+# Bad text
 
 
-@pytest.mark.parametrize("stage", ["write_split", "write_tokenizer", "write_manifest"])
-def test_an_interrupted_preparation_leaves_nothing_and_starts_again(tmp_path, text, stage, monkeypatch):
-    def interrupted(*args, **kwargs):
-        raise KeyboardInterrupt
+def write_lines(path: Path, lines: list[bytes]) -> Path:
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    return path
+
+
+GOOD = [b'{"text": "line %d of good text"}' % number for number in range(30)]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"text": "broken', r"lines.jsonl:31: not JSON \(.*; mend the line; or pass --on-bad skip"),
+        (b'{"body": "x"}', r"lines.jsonl:31: text_key=text, no such column \(there: body\); give --text-key"),
+        (b'{"text": "caf\xe9"}', r"lines.jsonl:31: byte 13 of the line is 0xe9, not UTF-8; mend the line; or pass"),
+    ],
+)
+@pytest.mark.parametrize("unit_bytes", [None, 200])
+def test_a_bad_line_stops_or_is_skipped_and_counted(tmp_path, line, message, unit_bytes):
+    path = write_lines(tmp_path / "lines.jsonl", [*GOOD, line])
+    choices = {"input": path, "tokenizer": "byte", "val_fraction": 0.3, "unit_bytes": unit_bytes, "workers": 1}
+    with pytest.raises(DataError, match=message) as caught:
+        prepare("files", tmp_path / "data", **choices)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "data").exists()
+    with pytest.raises(DataError, match=r"lines.jsonl: documents_bad=1 of 31, more than max_bad_fraction=0.001, such as .*:31"):
+        prepare("files", tmp_path / "data", on_bad="skip", **choices)
+    manifest = prepare("files", tmp_path / "data", on_bad="skip", max_bad_fraction=0.1, **choices).manifest
+    assert (manifest.counters["documents_in"], manifest.counters["documents_bad"]) == (31, 1)
+    alone = prepare("files", tmp_path / "alone", **choices | {"input": write_lines(tmp_path / "good.jsonl", GOOD)}).manifest
+    assert manifest.content_id == alone.content_id, "what is good is all there"
+
+
+@pytest.mark.parametrize("data", [b"caf\xe9 au lait", "hi".encode("utf-16")])
+def test_a_text_that_is_not_utf8_stops_or_is_skipped(tmp_path, data):
+    (tmp_path / "a.txt").write_text("some good words\n")
+    (tmp_path / "b.txt").write_bytes(data)
+    (tmp_path / "c.txt").write_text("some more words\n")
+    with pytest.raises(DataError, match=r"b.txt: byte [03] is 0x(e9|ff), not UTF-8; convert it first"):
+        prepare("files", tmp_path / "data", input=tmp_path, tokenizer="byte", split="tail")
+    assert not list(tmp_path.glob(".data*"))
+    choices = {"input": tmp_path, "tokenizer": "byte", "split": "tail", "val_fraction": 0.3}
+    manifest = prepare("files", tmp_path / "data", on_bad="skip", max_bad_fraction=0.5, **choices).manifest
+    assert (manifest.counters["documents_bad"], sum(split.tokens for split in manifest.splits.values())) == (1, 32)
+
+
+def test_blank_nul_bom_and_surrogates(tmp_path):
+    """Whitespace is left out, NUL stays, a mark at the start of a file goes, a lone surrogate becomes U+FFFD."""
+    lines = [b'{"text": ""}', b'{"text": " \\n\\t"}', b'{"text": "nul \\u0000."}', b'{"text": "lone \\ud800."}', b"", b"  "]
+    path = write_lines(tmp_path / "lines.jsonl", [b"\xef\xbb\xbf" + GOOD[0], *lines, *GOOD[1:]])
+    for tokenizer in ("char", "byte", "gpt2"):
+        made = prepare("files", tmp_path / tokenizer, input=path, tokenizer=tokenizer, split="tail", val_fraction=0.1)
+        counters = made.manifest.counters
+        assert (counters["documents_in"], counters["documents_blank"], counters["documents_repaired"]) == (34, 2, 1)
+        shards = TokenShards.open(tmp_path / tokenizer, "train")
+        text = load_tokenizer(tmp_path / tokenizer / "tokenizer").decode(shards.read(0, shards.n_tokens))
+        assert text.replace("<|endoftext|>", "").startswith("line 0 of good textnul \0.lone \ufffd.line 1 of")
+
+
+def test_an_end_of_text_in_a_text_is_text(tmp_path):
+    texts = [b'{"text": "a <|endoftext|> b %d"}' % number for number in range(30)]
+    path = write_lines(tmp_path / "lines.jsonl", texts)
+    manifest = prepare("files", tmp_path / "data", input=path, val_fraction=0.3).manifest
+    for split in ("train", "val"):
+        shards = TokenShards.open(tmp_path / "data", split)
+        n_ends = int((shards.read(0, shards.n_tokens) == manifest.tokenizer.eot).sum())
+        assert n_ends == manifest.splits[split].documents > 0
+
+
+@pytest.mark.parametrize("tokenizer", ["byte", "gpt2"])
+def test_a_megabyte_of_one_character_and_a_document_longer_than_a_shard(tmp_path, tokenizer):
+    (tmp_path / "a.txt").write_text("a" * 1_000_000)
+    (tmp_path / "b.txt").write_text("some words to end with\n" * 50_000)
+    choices = {"tokenizer": tokenizer, "split": "tail", "val_fraction": 0.1, "max_shard_tokens": 50_000}
+    manifest = prepare("files", tmp_path / "data", input=tmp_path, **choices).manifest
+    assert len(manifest.splits["train"].shards) > 3
+    assert verify(tmp_path / "data") == []
+    reader = load_tokenizer(tmp_path / "data/tokenizer")
+    shards = TokenShards.open(tmp_path / "data", "train")
+    assert reader.decode(shards.read(0, shards.n_tokens)).startswith("a" * 1_000_000)
+
+
+def test_a_character_outside_the_alphabet_cannot_be_by_itself(tmp_path, text):
+    """The alphabet is the whole text's; another text with a prepared alphabet is refused by the tokenizer."""
+    prepare("text", tmp_path / "data", input=text)
+    with pytest.raises(
+        DataError, match=r"char tokenizer: text holds .*'€' \(U\+20AC\), not among its 26 characters; prepare with"
+    ):
+        load_tokenizer(tmp_path / "data/tokenizer").encode("5 €")
+
+
+@pytest.mark.slow
+def test_a_document_of_100_mb_is_read_in_pieces_and_fits_into_memory(tmp_path):
+    with (tmp_path / "long.txt").open("w") as file:
+        for number in range(1_500_000):
+            file.write(f"line number {number} of a very long document, which has no end in sight\n")
+    script = (
+        "import resource, sys\nfrom pathlib import Path\nfrom data_prep.prepare import prepare, verify\n"
+        "made = prepare('text', Path(sys.argv[2]), input=Path(sys.argv[1]), tokenizer='gpt2', workers=1)\n"
+        "assert verify(Path(sys.argv[2])) == []\n"
+        "print(made.manifest.splits['train'].documents, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+    )
+    assert (tmp_path / "long.txt").stat().st_size > 100_000_000
+    command = [sys.executable, "-c", script, tmp_path / "long.txt", tmp_path / "data"]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True)
+    documents, peak_mib = map(int, done.stdout.split())
+    assert documents == 1
+    assert peak_mib < 250
+
+
+# Going on after an interruption
+
+
+def interrupted(data_dir: Path, path: Path, monkeypatch, **choices) -> None:
+    """Prepare up to some committed units."""
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(prepare_module, stage, interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            prepare("text", tmp_path / "data", input=text)
-    assert [path.name for path in tmp_path.iterdir()] == ["york.txt"]
-    assert not prepare("text", tmp_path / "data", input=text).reused
-    assert verify(tmp_path / "data") == []
+        patch.setattr(prepare_module, "pack", full)
+        with pytest.raises(OSError, match="No space left"):
+            prepare("files", data_dir, input=path, tokenizer="byte", val_fraction=0.3, unit_bytes=200, workers=1, **choices)
+    assert list((data_dir.parent / f".{data_dir.name}.work/parts").glob("*.json"))
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from data_prep import prepare
-prepare.write_manifest = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
-prepare.prepare("text", Path(sys.argv[1]), input=Path(sys.argv[2]))
-"""
+def test_another_recipe_than_the_interrupted_one_shows_the_differing_keys(tmp_path, monkeypatch):
+    path = write_lines(tmp_path / "lines.jsonl", GOOD)
+    interrupted(tmp_path / "data", path, monkeypatch)
+    match = (
+        r".data.work: holds an interrupted preparation by another recipe \(tokenizer=byte instead of char, val_fraction=0.3 inst"
+    )
+    with pytest.raises(DataError, match=match):
+        prepare("files", tmp_path / "data", input=path, tokenizer="char", val_fraction=0.4)
+    made = prepare("files", tmp_path / "data", input=path, tokenizer="byte", val_fraction=0.3, unit_bytes=200)
+    assert verify(made.data_dir) == []
+    assert not list(tmp_path.glob(".data*"))
 
 
-def test_a_killed_preparation_is_cleared_by_the_next(tmp_path, text):
-    killed = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "data", text], check=False)
-    assert killed.returncode == -9
-    (leftover,) = tmp_path.glob(".data.partial-*")
-    assert (leftover / "train/00000.bin").exists()
-    with pytest.raises(DataError, match="no manifest"):
-        load_manifest(tmp_path / "data")
-    prepare("text", tmp_path / "data", input=text)
-    assert not leftover.exists()
-    assert verify(tmp_path / "data") == []
+@pytest.mark.parametrize("change", ["content", "more"])
+def test_a_text_that_changed_since_the_interruption_is_refused(tmp_path, monkeypatch, change):
+    path = write_lines(tmp_path / "lines.jsonl", GOOD)
+    interrupted(tmp_path / "data", path, monkeypatch)
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"good", b"evil") if change == "content" else data + GOOD[0] + b"\n")
+    with pytest.raises(DataError, match=r"by another recipe \(source_sha256=.* instead of .*; run it with the same text"):
+        prepare("files", tmp_path / "data", input=path, tokenizer="byte", val_fraction=0.3)
+    path.write_bytes(data)
+    assert not prepare("files", tmp_path / "data", input=path, tokenizer="byte", val_fraction=0.3).reused
 
 
-def test_a_preparation_at_work_beside_us_is_left_alone(tmp_path, text):
-    at_work = tmp_path / f".data.partial-{socket.gethostname()}-{os.getppid()}"
-    elsewhere = tmp_path / ".data.partial-another-host-1"
-    for directory in (at_work, elsewhere):
-        directory.mkdir()
-    prepare("text", tmp_path / "data", input=text)
-    assert at_work.is_dir()
-    assert elsewhere.is_dir()
+def test_a_text_that_was_only_touched_or_moved_is_gone_on_with(tmp_path, monkeypatch):
+    path = write_lines(tmp_path / "lines.jsonl", GOOD)
+    interrupted(tmp_path / "data", path, monkeypatch)
+    moved = path.rename(tmp_path / "moved.jsonl")
+    os.utime(moved, ns=(0, 0))
+    assert not prepare("files", tmp_path / "data", input=moved, tokenizer="byte", val_fraction=0.3).reused
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 256 kB, which only root can make."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", place], check=False).returncode:
+        pytest.skip("only root can mount a small file system")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_disk_is_one_line_keeps_what_was_done_and_can_be_gone_on_from(run, tmp_path, small_disk, workers):
+    lines = [b'{"text": "number %d %s"}' % (number, b"x" * 200) for number in range(3000)]
+    path = write_lines(tmp_path / "lines.jsonl", lines)
+    choices = {"input": path, "tokenizer": "byte", "val_fraction": 0.3, "unit_bytes": 30_000}
+    with pytest.raises(OSError, match="No space left on device"):
+        prepare("files", small_disk / "data", workers=workers, **choices)
+    code, _, err = run(
+        "prepare", "files", "--dir", small_disk / "data", "--input", path, "--tokenizer", "byte", "--val-fraction", 0.3
+    )
+    assert code == 1
+    assert "No space left on device; free some space and run it again" in err
+    assert err.count("\n") == 1
+    assert not (small_disk / "data").exists()
+    subprocess.run(["mount", "-o", "remount,size=16m", small_disk], check=True)
+    n_kept = len(list((small_disk / ".data.work/parts").glob("*.json")))
+    assert n_kept > 0
+    prepare("files", small_disk / "data", workers=workers, **choices)
+    assert verify(small_disk / "data") == []
+
+
+def test_a_mount_point_is_refused_before_the_work(text, small_disk):
+    with pytest.raises(DataError, match=r"disk: a mount point, which cannot be put in place by a rename; choose a --dir inside"):
+        prepare("text", small_disk, input=text)
+
+
+def test_an_output_that_cannot_be_written_is_one_line(run, tmp_path, text, small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    code, _, err = run("prepare", "text", "--dir", small_disk / "data", "--input", text)
+    assert code == 2
+    assert "Read-only file system; check the path and its permissions" in err
+    assert err.count("\n") == 1
 
 
 # Verifying
@@ -357,9 +561,9 @@ def test_prepare_inspect_verify_show(run, tmp_path, text):
     assert code == 0
     for fact in ("york.txt", "1,404", "156", "uint16", "Now is the winter", load_manifest(tmp_path / "data").recipe_id):
         assert fact in out
-    code, out, _ = run("verify", tmp_path / "data")
+    code, out, _ = run("verify", "--deep", tmp_path / "data")
     assert code == 0
-    assert "sound, 2 shards" in out
+    assert "sound, 2 shards, every hash and id is right" in out
 
 
 def test_show_prints_exactly_what_a_sample_holds(run, tmp_path, text):
@@ -377,7 +581,9 @@ def test_verify_lists_the_damage_and_fails(run, tmp_path, text):
     prepare("text", tmp_path / "data", input=text)
     for name in ("train/00000.bin", "val/00000.bin"):
         damage_with_equal_size(tmp_path / "data" / name)
-    code, _, err = run("verify", tmp_path / "data")
+    code, out, _ = run("verify", tmp_path / "data")
+    assert (code, "sizes are right; --deep checks" in out) == (0, True)
+    code, _, err = run("verify", "--deep", tmp_path / "data")
     assert code == 1
     assert "train/00000.bin" in err
     assert "val/00000.bin" in err
@@ -389,6 +595,22 @@ def test_verify_lists_the_damage_and_fails(run, tmp_path, text):
         (["prepare", "text"], "error: prepare: preset=text, no text given; add --input FILE"),
         (["prepare", "text", "--input", "absent.txt"], "error: absent.txt: no such file; check the path"),
         (["prepare", "text", "--input", "."], "error: .: a directory, not a text file; give one file"),
+        (["prepare", "files", "--input", __file__], "not a kind of file that is known here"),
+        (["prepare", "files", "--input", "a.txt", "--tokenizer", "bpe"], "tokenizer=bpe, vocab_size=None; a bpe to be trained"),
+        (["prepare", "files", "--input", "a.txt", "--tokenizer", "bpe", "--vocab-size", "99"], "vocab_size=99, fewer than the"),
+        (
+            ["prepare", "files", "--input", "a.txt", "--tokenizer", "word"],
+            "tokenizer='word', not known; use char, byte, gpt2, bpe",
+        ),
+        (["prepare", "files", "--input", "a.txt", "--num-nodes", "2"], "num_nodes=2, but which one is this; add --node-index"),
+        (
+            ["prepare", "files", "--input", "a.txt", "--num-nodes", "2", "--node-index", "2"],
+            "node_index=2 of num_nodes=2, not one",
+        ),
+        (["prepare", "files", "--input", "a.txt", "--split", "files"], "split=files goes with --val FILE of preset files"),
+        (["prepare", "text", "--input", __file__, "--backend", "gigatoken"], "backend=gigatoken, encodes gpt2 and bpe only"),
+        (["plan", "files", "--input", "absent.txt"], "error: absent.txt: no such file; check the path"),
+        (["export", "--out", "x"], "no manifest.json, so this is not a complete data directory; run python -m data_prep prepare"),
         (["prepare", "demo", "--tokenizer", "byte"], "error: prepare: preset=demo, fixes tokenizer and split; leave"),
         (["prepare", "text", "--input", __file__, "--val-fraction", "1.5"], "val_fraction=1.5, not between 0 and 1; "),
         (["inspect"], "no manifest.json, so this is not a complete data directory; run python -m data_prep prepare"),
@@ -397,7 +619,7 @@ def test_verify_lists_the_damage_and_fails(run, tmp_path, text):
     ],
 )
 def test_bad_input_is_one_line_and_status_2(run, tmp_path, arguments, message):
-    where = ["--dir", tmp_path / "data"] if arguments[0] == "prepare" else [tmp_path / "data"]
+    where = ["--dir", tmp_path / "data"] if arguments[0] in ("prepare", "plan") else [tmp_path / "data"]
     code, out, err = run(*arguments, *where)
     assert (code, out) == (2, "")
     assert message in err

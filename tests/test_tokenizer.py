@@ -110,7 +110,7 @@ def test_dtype_holds_the_largest_id():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"kind": "wordpiece"}, "kind='wordpiece', not known here; use char or byte"),
+        ({"kind": "wordpiece"}, "kind='wordpiece', not known here; use the version that wrote it"),
         ({"kind": "char"}, "not a tokenizer .*chars"),
         ({"kind": "char", "chars": ["b", "a"]}, "not a tokenizer .*sorted"),
         ({"kind": "char", "chars": ["a", "a"]}, "not a tokenizer .*different"),

@@ -263,7 +263,7 @@ def _batch_functions(
         begin = number % per_block * rows
         windows = shards.gather(state["starts"][begin : begin + rows], seq_len + 1, out)
         total = 0
-        for counter, window in enumerate(windows, start=number * rows):
+        for counter, window in enumerate(windows.astype("<u2"), start=number * rows):  # as the trainer does
             key = counter.to_bytes(8, "little")
             total += int.from_bytes(hashlib.blake2b(window.data, digest_size=16, key=key).digest(), "little")
         tokens = torch.from_numpy(windows)

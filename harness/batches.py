@@ -45,6 +45,7 @@ class Batches:
         self.n_micro_steps = self.rank_share // micro_batch_size
         self.rank_offset = rank * self.rank_share
         self.block_start, self.block = 0, np.empty(0, dtype=np.int64)
+        self.digest_dtype = np.dtype("<u2" if vocab_size <= 2**16 else "<u4")  # every id below vocab_size, in few bytes to hash
         self.digest_sum = 0  # over the samples since the last read_digest
 
     def batch(self, step: int, micro_step: int) -> tuple[Tensor, Tensor]:
@@ -59,9 +60,9 @@ class Batches:
         if windows.max() >= self.vocab_size:
             raise DataError(
                 f"training shards: token id {windows.max()} in samples {first} to {first + self.micro_batch_size - 1}, is not "
-                f"in the vocabulary of {self.vocab_size}; run python -m data_prep verify on the data directory"
+                f"in the vocabulary of {self.vocab_size}; run python -m data_prep verify --deep on the data directory"
             )
-        for counter, window in enumerate(windows, start=first):
+        for counter, window in enumerate(windows.astype(self.digest_dtype), start=first):
             self.digest_sum += digest_sample(counter, window)
         tokens = torch.from_numpy(windows)
         if self.device.type == "cuda":
@@ -83,8 +84,8 @@ class Batches:
         return np.array([(total >> (32 * limb)) & 0xFFFFFFFF for limb in range(N_LIMBS)], dtype=np.float64)
 
 
-def digest_sample(counter: int, window: npt.NDArray[np.int64]) -> int:
-    """Return a 128-bit digest of one sample: its counter and the token ids as handed to the model."""
+def digest_sample(counter: int, window: npt.NDArray[np.unsignedinteger]) -> int:
+    """Return a 128-bit digest of one sample: its counter and the token ids that were handed to the model."""
     digest = hashlib.blake2b(window.data, digest_size=16, key=counter.to_bytes(8, "little"))
     return int.from_bytes(digest.digest(), "little")
 

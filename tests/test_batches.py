@@ -96,7 +96,7 @@ def test_the_receipt_notices_ranks_that_read_the_same_slice(data_dir: Path) -> N
 
 
 def test_the_digest_binds_a_window_to_its_counter() -> None:
-    first, second = np.arange(17), np.arange(1, 18)
+    first, second = np.arange(17, dtype=np.uint16), np.arange(1, 18, dtype=np.uint16)
     assert digest_sample(0, first) + digest_sample(1, second) != digest_sample(1, first) + digest_sample(0, second)
 
 

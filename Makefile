@@ -6,7 +6,7 @@ READY  := $(VENV)/ready
 DEMO   := launch/experiments/demo.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check format clean
+.PHONY: help setup demo test test-slow test-all check format clean
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+: +##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -26,6 +26,9 @@ demo: $(READY)   ## Tiny Shakespeare -> shards -> grid -> training -> fit -> rep
 
 test: $(READY)   ## the fast tests
 	@$(PY) -m pytest -m "not slow"
+
+test-slow: $(READY) ## the tests that take minutes
+	@$(PY) -m pytest -m slow
 
 test-all: $(READY) ## every test
 	@$(PY) -m pytest

@@ -52,12 +52,33 @@ def sample(
     tokens: Annotated[int, typer.Option(min=1, help="New tokens.")] = 500,
     temperature: Annotated[float, typer.Option(min=0.0, help="0: the likeliest token.")] = 1.0,
     top_k: Annotated[int | None, typer.Option(min=1, help="Draw from the k likeliest tokens.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="Draw from the fewest tokens that hold this probability.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed draws the same text.")] = 0,
+    samples: Annotated[int, typer.Option(min=1, help="Texts to write, side by side in one batch.")] = 1,
 ) -> None:
-    """Let a trained model write."""
+    """Let a trained model write; a single text is shown as it is written."""
     from harness.sample import sample_text
+    from model.generate import Draw
 
-    print(sample_text(source, prompt, tokens, temperature, top_k, seed))
+    def show(piece: str) -> None:
+        print(piece, end="", flush=True)
+
+    texts = sample_text(source, prompt, tokens, Draw(temperature, top_k, top_p), seed, n_samples=samples, show=show)
+    print("" if samples == 1 else "\n---\n".join(texts))
+
+
+@app.command()
+def export(
+    source: Annotated[Path, typer.Argument(help="A run's or a finished cell's folder.")],
+    folder: Annotated[Path, typer.Option("--to", help="Where config.json and model.safetensors go.")],
+) -> None:
+    """Write a trained model in Hugging Face format: gpt2 and nanogpt as GPT-2, modern as Qwen3."""
+    from harness.sample import load_cell_model
+    from model.huggingface import export_model
+
+    print(f"{folder}: {export_model(load_cell_model(source)[1], folder)}, for AutoModelForCausalLM.from_pretrained")
 
 
 if __name__ == "__main__":

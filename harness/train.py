@@ -20,7 +20,7 @@ from harness.batches import Batches, chain_receipt, open_data
 from harness.checkpoint import TrainState, find_on_the_way, load_checkpoint, publish_checkpoint, remove_checkpoints
 from harness.config import ConfigError
 from harness.distributed import Ranks, describe_machine, join_ranks
-from harness.engine import TorchEngine, seed_step
+from harness.engine import TorchEngine, open_engine, seed_step
 from harness.evaluate import evaluate_state, is_evaluation_due
 from harness.metrics import MetricsWriter, StepWindow, write_summary
 from harness.records import CellRecord, RunRecord
@@ -137,7 +137,7 @@ def restore(t: Training, cell: CellRecord) -> None:
         t.engine.load_state_dict(engine_state)
         t.metrics.note(f"from checkpoint {Path(chosen).relative_to(t.run_dir)}")
     elif t.state.step:  # the weights are another segment's
-        t.state, t.engine = TrainState(), TorchEngine(t.run.what, t.run.how.engine, t.ranks)
+        t.state, t.engine = TrainState(), open_engine(t.run, t.ranks)
 
 
 def run_attempt(run_dir: Path, attempt_dir: Path | None, parent_pid: int | None) -> int:
@@ -150,7 +150,7 @@ def run_attempt(run_dir: Path, attempt_dir: Path | None, parent_pid: int | None)
     stop = StopWish(attempt_dir, parent_pid) if ranks.rank == 0 else StopWish()
     with stop.listening(), Ending(stop.attempt_dir) as ending:
         val, batches = open_data(run, ranks)
-        engine = TorchEngine(run.what, run.how.engine, ranks)
+        engine = open_engine(run, ranks)
         with MetricsWriter(stop.attempt_dir) as metrics:
             t = Training(run, run_dir, ranks, batches, val, engine, metrics, stop)
             ending.watch(lambda: t.state.step)

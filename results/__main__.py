@@ -72,6 +72,20 @@ def plot(source: Source, runs_dir: RunsDir = Path("runs"), params: Params = "tot
 
 
 @app.command()
+def staircase(source: Source, runs_dir: RunsDir = Path("runs")) -> None:
+    """Print the loss of the video's stages beside the video's values, and write staircase.md."""
+    from results.staircase import list_steps, render_staircase, write_staircase
+    from results.table import load_cells, write_table
+
+    experiment_dir = find_experiment(source, runs_dir)
+    cells = load_cells(experiment_dir)
+    steps = list_steps(cells)
+    write_table(cells, experiment_dir / "results")
+    print(render_staircase(steps))
+    print(f"\nwritten to {write_staircase(steps, experiment_dir / 'results')}")
+
+
+@app.command()
 def report(source: Source, runs_dir: RunsDir = Path("runs"), params: Params = "total") -> None:
     """Write table, fit, figures, report.html and report.md, and print a summary of five lines."""
     from harness.runs import load_plan, write_json

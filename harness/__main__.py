@@ -10,6 +10,9 @@ from harness.config import run_command_line
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__, rich_markup_mode=None)
 
+verify_app = typer.Typer(no_args_is_help=True, help="Check the machinery itself.", rich_markup_mode=None)
+app.add_typer(verify_app, name="verify")
+
 ExperimentFile = Annotated[Path, typer.Argument(help="An experiment file (*.toml).", show_default=False)]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Override a key: optim.lr=3e-4 (the value is TOML). Repeatable.")
@@ -79,6 +82,22 @@ def export(
     from model.huggingface import export_model
 
     print(f"{folder}: {export_model(load_cell_model(source)[1], folder)}, for AutoModelForCausalLM.from_pretrained")
+
+
+@verify_app.command()
+def width(
+    to: Annotated[Path, typer.Option(help="Where coordinate_check.json goes.")] = Path("runs/verify/width"),
+) -> None:
+    """Coordinate check: do activations keep their scale as width grows? Draw it with python -m results plot."""
+    from harness.verify import find_growth, write_check
+
+    path, facts = write_check(to)
+    last = max(row["step"] for row in facts["rows"])
+    print(f"growth of the change after {last} steps, widest over narrowest (flat: 1)")
+    for name in sorted({row["activation"] for row in facts["rows"]}):
+        standard, mup = (find_growth(facts, one, name, last) for one in ("standard", "mup"))
+        print(f"  {name:20} standard {standard:8.2f}   mup {mup:6.2f}")
+    print(f"written to {path}; draw it: python -m results plot {to}")
 
 
 if __name__ == "__main__":

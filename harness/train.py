@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from data_prep.shards import DataError, TokenShards
+from harness.allocator import keep_freed_memory
 from harness.attempt import DivergedError, Ending, StoppedError, StopWish, claim_attempt, write_attempt
 from harness.batches import Batches, chain_receipt, open_data
 from harness.checkpoint import TrainState, find_on_the_way, load_checkpoint, publish_checkpoint, remove_checkpoints
@@ -144,6 +145,8 @@ def run_attempt(run_dir: Path, attempt_dir: Path | None, parent_pid: int | None)
     """Train a run to its end, or as far as it goes; record how it ended and return the exit status."""
     run = load_run(run_dir)
     ranks = join_ranks(run.how.engine.device)
+    if ranks.device.type == "cpu":
+        keep_freed_memory()
     if ranks.rank == 0:
         attempt_dir = attempt_dir or claim_attempt(run_dir)
         write_attempt(attempt_dir, describe_machine(ranks))

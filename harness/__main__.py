@@ -84,6 +84,26 @@ def export(
     print(f"{folder}: {export_model(load_cell_model(source)[1], folder)}, for AutoModelForCausalLM.from_pretrained")
 
 
+@app.command()
+def bench(
+    nanogpt: Annotated[Path, typer.Option(help="A checkout of nanoGPT, whose model.py is timed beside ours.")],
+    shape: Annotated[str, typer.Option(help="toy, char or bpe.")] = "toy",
+    blocks: Annotated[int, typer.Option(min=2, help="Timed blocks of each side.")] = 12,
+    threads: Annotated[int, typer.Option(min=1)] = 2,
+    steps: Annotated[int, typer.Option(min=0, help="Compare losses after this many equal batches.")] = 400,
+) -> None:
+    """Time the model alone on this CPU beside nanoGPT's, block by block in turn."""
+    from harness.bench import SHAPES, compare_speed, render_comparison
+    from harness.config import ConfigError
+
+    if shape not in SHAPES:
+        raise ConfigError(f"--shape={shape}, is not one; use {', '.join(SHAPES)}")
+    found = compare_speed(SHAPES[shape], nanogpt, n_blocks=blocks, n_threads=threads, n_steps=steps)
+    print("| shape | threads | nanoGPT tokens/s | harness tokens/s | ratio, median (quartiles) | steps: losses |")
+    print("|---|---|---|---|---|---|")
+    print(render_comparison(shape, SHAPES[shape], found, threads))
+
+
 @verify_app.command()
 def width(
     to: Annotated[Path, typer.Option(help="Where coordinate_check.json goes.")] = Path("runs/verify/width"),

@@ -40,7 +40,7 @@ def load_coordinates(folder: Path) -> pd.DataFrame:
     if not isinstance(facts, dict) or facts.get("format") != "scaling-harness-coordinates":
         raise ConfigError(f"{folder / COORDINATES}: is not a coordinate check; run python -m harness verify width again")
     rows = pd.DataFrame(facts["rows"])
-    return rows.groupby(["parametrization", "activation", "step", "d_model"], as_index=False)["change"].mean()
+    return rows.groupby(["parametrization", "activation", "step", "d_model"])[["change"]].mean().reset_index()
 
 
 def plot_coordinates(changes: pd.DataFrame) -> Picture:
@@ -93,7 +93,7 @@ def select_sweep(cells: pd.DataFrame) -> pd.DataFrame:
     """Return the finished cells, their parametrization named, averaged over seeds; a run that diverged is left out."""
     done = cells[(cells["state"] == "done") & cells["val_loss"].notna() & (cells["role"] == "grid")]
     named = done.assign(parametrization=done["parametrization"].where(done["parametrization"] == "mup", "standard"))
-    return named.groupby(["parametrization", "d_model", "lr"], as_index=False)["val_loss"].mean()
+    return named.groupby(["parametrization", "d_model", "lr"])[["val_loss"]].mean().reset_index()
 
 
 def find_optima(cells: pd.DataFrame) -> list[Optimum]:

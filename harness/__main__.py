@@ -10,6 +10,9 @@ from harness.config import run_command_line
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__, rich_markup_mode=None)
 
+verify_app = typer.Typer(no_args_is_help=True, help="Check the machinery itself.", rich_markup_mode=None)
+app.add_typer(verify_app, name="verify")
+
 ExperimentFile = Annotated[Path, typer.Argument(help="An experiment file (*.toml).", show_default=False)]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Override a key: optim.lr=3e-4 (the value is TOML). Repeatable.")
@@ -52,12 +55,69 @@ def sample(
     tokens: Annotated[int, typer.Option(min=1, help="New tokens.")] = 500,
     temperature: Annotated[float, typer.Option(min=0.0, help="0: the likeliest token.")] = 1.0,
     top_k: Annotated[int | None, typer.Option(min=1, help="Draw from the k likeliest tokens.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="Draw from the fewest tokens that hold this probability.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed draws the same text.")] = 0,
+    samples: Annotated[int, typer.Option(min=1, help="Texts to write, side by side in one batch.")] = 1,
 ) -> None:
-    """Let a trained model write."""
+    """Let a trained model write; a single text is shown as it is written."""
     from harness.sample import sample_text
+    from model.generate import Draw
 
-    print(sample_text(source, prompt, tokens, temperature, top_k, seed))
+    def show(piece: str) -> None:
+        print(piece, end="", flush=True)
+
+    texts = sample_text(source, prompt, tokens, Draw(temperature, top_k, top_p), seed, n_samples=samples, show=show)
+    print("" if samples == 1 else "\n---\n".join(texts))
+
+
+@app.command()
+def export(
+    source: Annotated[Path, typer.Argument(help="A run's or a finished cell's folder.")],
+    folder: Annotated[Path, typer.Option("--to", help="Where config.json and model.safetensors go.")],
+) -> None:
+    """Write a trained model in Hugging Face format: gpt2 and nanogpt as GPT-2, modern as Qwen3."""
+    from harness.sample import load_cell_model
+    from model.huggingface import export_model
+
+    print(f"{folder}: {export_model(load_cell_model(source)[1], folder)}, for AutoModelForCausalLM.from_pretrained")
+
+
+@app.command()
+def bench(
+    nanogpt: Annotated[Path, typer.Option(help="A checkout of nanoGPT, whose model.py is timed beside ours.")],
+    shape: Annotated[str, typer.Option(help="toy, char or bpe.")] = "toy",
+    blocks: Annotated[int, typer.Option(min=2, help="Timed blocks of each side.")] = 12,
+    threads: Annotated[int, typer.Option(min=1)] = 2,
+    steps: Annotated[int, typer.Option(min=0, help="Compare losses after this many equal batches.")] = 400,
+) -> None:
+    """Time the model alone on this CPU beside nanoGPT's, block by block in turn."""
+    from harness.bench import SHAPES, compare_speed, render_comparison
+    from harness.config import ConfigError
+
+    if shape not in SHAPES:
+        raise ConfigError(f"--shape={shape}, is not one; use {', '.join(SHAPES)}")
+    found = compare_speed(SHAPES[shape], nanogpt, n_blocks=blocks, n_threads=threads, n_steps=steps)
+    print("| shape | threads | nanoGPT tokens/s | harness tokens/s | ratio, median (quartiles) | steps: losses |")
+    print("|---|---|---|---|---|---|")
+    print(render_comparison(shape, SHAPES[shape], found, threads))
+
+
+@verify_app.command()
+def width(
+    to: Annotated[Path, typer.Option(help="Where coordinate_check.json goes.")] = Path("runs/verify/width"),
+) -> None:
+    """Coordinate check: do activations keep their scale as width grows? Draw it with python -m results plot."""
+    from harness.verify import find_growth, write_check
+
+    path, facts = write_check(to)
+    last = max(row["step"] for row in facts["rows"])
+    print(f"growth of the change after {last} steps, widest over narrowest (flat: 1)")
+    for name in sorted({row["activation"] for row in facts["rows"]}):
+        standard, mup = (find_growth(facts, one, name, last) for one in ("standard", "mup"))
+        print(f"  {name:20} standard {standard:8.2f}   mup {mup:6.2f}")
+    print(f"written to {path}; draw it: python -m results plot {to}")
 
 
 if __name__ == "__main__":

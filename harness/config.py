@@ -44,31 +44,55 @@ class DataSection(Section):
 class ModelSection(Section):
     """A preset of model/size.py; any other option of ModelConfig may stand beside it."""
 
-    preset: Literal["video", "nanogpt", "gpt2"]
-    parametrization: Literal["standard"] = "standard"
+    preset: Literal["video", "nanogpt", "gpt2", "modern"]
+    stage: Literal["bigram", "head", "multi_head", "feed_forward", "blocks", "layer_norm"] | None = None
+    parametrization: Literal["standard", "mup"] = "standard"
+    base_d_model: PositiveInt | None = None
+    base_d_head: PositiveInt | None = None
+    base_n_layer: PositiveInt | None = None
+    init_from: str | None = None
     d_ff: PositiveInt | None = None
+    n_kv_head: PositiveInt | None = None
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
-    activation: Literal["relu", "gelu", "gelu_tanh"] | None = None
-    norm: Literal["layernorm"] | None = None
-    positions: Literal["learned"] | None = None
+    activation: Literal["relu", "gelu", "gelu_tanh", "swiglu"] | None = None
+    norm: Literal["layernorm", "rmsnorm"] | None = None
+    positions: Literal["learned", "rotary"] | None = None
+    rope_theta: Positive | None = None
+    qk_norm: bool | None = None
     bias: bool | None = None
     qkv_bias: bool | None = None
     head_bias: bool | None = None
     tied: bool | None = None
+    padded_vocab_size: PositiveInt | None = None
     init_std: Positive | None = None
     residual_init: Literal["plain", "scaled"] | None = None
+
+
+class LrRule(Section):
+    """A learning rate that follows from the size, by a rule of model/parametrization.py."""
+
+    rule: Literal["olmo", "step_law", "deepseek", "kaplan"]
+    factor: Positive = 1.0
+
+
+class BatchRule(Section):
+    """A global batch that follows from the size, rounded to a multiple of some number of sequences."""
+
+    rule: Literal["step_law", "deepseek"]
+    factor: Positive = 1.0
+    multiple_of: PositiveInt = 1
 
 
 class OptimSection(Section):
     """The optimiser and the global batch."""
 
     kind: Literal["adamw"] = "adamw"
-    lr: Positive
+    lr: Positive | LrRule
     betas: tuple[Fraction, Fraction] = Field(default=(0.9, 0.95), strict=False)
     eps: Positive = 1e-8
     weight_decay: float = Field(default=0.1, ge=0)  # on matrices only, decoupled
     grad_clip: Positive | None = 1.0  # norm over all gradients; leave out [optim] grad_clip with `grad_clip = false`
-    global_batch_size: PositiveInt  # sequences per step, all ranks
+    global_batch_size: PositiveInt | BatchRule  # sequences per step, all ranks
 
     @model_validator(mode="before")
     @classmethod
@@ -119,6 +143,8 @@ class HoldOut(Section):
     budgets: Literal["largest"] | None = None
 
 
+# What pydantic adds to the place of a fault where a key may be a number or a rule.
+UNION_BRANCHES = ("constrained-float", "constrained-int", "float", "int", "LrRule", "BatchRule")
 BUDGET_KEYS = ("tokens", "flops", "tokens_per_param", "steps")
 
 
@@ -132,6 +158,7 @@ class GridSection(Section):
     steps: tuple[PositiveInt, ...] | None = Field(default=None, min_length=1, strict=False)
     seeds: tuple[Seed, ...] | None = Field(default=None, min_length=1, strict=False)  # None: the experiment's seed
     axes: dict[str, list[Any]] = Field(default_factory=dict)
+    variants: tuple[dict[str, Any], ...] = Field(default=(), strict=False)  # keys that change together, one table a variant
     repeats: Repeats | None = None
     hold_out: HoldOut | None = None
 
@@ -242,10 +269,11 @@ def parse_experiment(table: dict[str, Any], where: str) -> Experiment:
 
 def describe_fault(error: ValidationError, schema: type[BaseModel]) -> str:
     """Say the first fault of a failed validation against `schema` as `key=value, what is wrong; what to do`."""
-    faults = error.errors()
+    faults = [fault for fault in error.errors() if not is_other_branch(fault["loc"], fault["input"])]
+    faults = faults or error.errors()
     unknown = [fault for fault in faults if fault["type"] == "extra_forbidden"]
     fault = (unknown or faults)[0]
-    key = ".".join(str(part) for part in fault["loc"])
+    key = ".".join(str(part) for part in fault["loc"] if part not in UNION_BRANCHES)
     if fault["type"] == "extra_forbidden":
         return f"unknown key {key}; {suggest_key(key, schema)}"
     if fault["type"] == "missing":
@@ -257,6 +285,14 @@ def describe_fault(error: ValidationError, schema: type[BaseModel]) -> str:
         message = "is not a name; use up to 64 letters, digits, dots, dashes and underscores, starting with a letter or digit"
         return f"{key}={fault['input']!r}, {message}"
     return f"{key}={fault['input']!r}, is refused: {message[0].lower()}{message[1:]}; mend it"
+
+
+def is_other_branch(loc: tuple[int | str, ...], value: Any) -> bool:  # noqa: ANN401 - any TOML value
+    """Say whether a fault is that of the alternative which the user did not write: a number where a rule stands, or a rule."""
+    branch = next((part for part in loc if part in UNION_BRANCHES), None)
+    if branch is None or loc[-1] != branch:
+        return False
+    return isinstance(value, dict) == (branch not in ("LrRule", "BatchRule"))
 
 
 def suggest_key(key: str, schema: type[BaseModel]) -> str:
@@ -288,8 +324,9 @@ def run_command_line(app: Callable[[], None]) -> None:
         app()
     except ValueError as error:
         from data_prep.shards import DataError  # here, since numpy comes with it and --help should not wait for it
+        from model.size import SizeError
 
-        if not isinstance(error, ConfigError | DataError):
+        if not isinstance(error, ConfigError | DataError | SizeError):
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -4,16 +4,22 @@ It knows the weights, the optimiser and the precision, and nothing of data, sche
 """
 
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from harness.config import EngineSection
+from harness.config import ConfigError, EngineSection
 from harness.distributed import Ranks
-from harness.records import What
+from harness.plan import hash_weights
+from harness.records import RunRecord, What
 from model.gpt import GPT
+from model.huggingface import load_weights
+from model.parametrization import find_role, scale_lr, scale_weight_decay
+from model.size import SizeError
+from model.tutorial import Bigram, build_model
 
 
 class TorchEngine:
@@ -22,15 +28,18 @@ class TorchEngine:
     A step is `backward` for each micro-step, then `clip`, then `step`.
     """
 
-    def __init__(self, what: What, how: EngineSection, ranks: Ranks) -> None:
+    def __init__(self, what: What, how: EngineSection, ranks: Ranks, init_from: str | None = None) -> None:
         torch.manual_seed(what.seed)  # on the CPU, so that a seed gives the same weights on every device
-        self.model = GPT(what.model).to(ranks.device)
+        self.model = build_model(what.model)
+        if init_from is not None:
+            load_weights(self.model, Path(init_from))
+        self.model.to(ranks.device)
         self.ranks, self.precision, self.optim = ranks, what.precision, what.optim
         module: nn.Module = self.model
         if ranks.world_size > 1:
             module = DistributedDataParallel(module, device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None)
         self.module: nn.Module = torch.compile(module) if how.compile else module  # type: ignore[assignment]
-        self.optimizer = build_adamw(self.model, what, ranks.device)
+        self.optimizer, self.lr_factors = build_adamw(self.model, what, ranks.device)
 
     def backward(self, ids: Tensor, targets: Tensor, *, micro_step: int, n_micro_steps: int) -> Tensor:
         """Add one micro-step's share of the gradient of the step's mean loss; return that share of the loss.
@@ -49,8 +58,8 @@ class TorchEngine:
 
     def step(self, lr: float) -> None:
         """Update the weights and forget the gradients."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        for group, factor in zip(self.optimizer.param_groups, self.lr_factors, strict=True):
+            group["lr"] = lr * factor
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -76,16 +85,42 @@ class TorchEngine:
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-def build_adamw(model: GPT, what: What, device: torch.device) -> torch.optim.AdamW:
-    """Build AdamW with decoupled weight decay on matrices (embeddings among them), none on biases and norms."""
-    named = list(model.parameters())
-    groups = [
-        {"params": [p for p in named if p.dim() >= 2], "weight_decay": what.optim.weight_decay},
-        {"params": [p for p in named if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    optim = what.optim
-    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=device.type in ("cpu", "cuda"))
+def open_engine(run: RunRecord, ranks: Ranks) -> TorchEngine:
+    """Build a run's engine, its weights drawn or read from where the run starts.
+
+    Raises:
+        ConfigError: the weights to start from are not those of the plan.
+    """
+    start = run.how.init_from
+    if start is not None and hash_weights(start) != run.what.init_sha256:
+        raise ConfigError(f"{start}: has changed since the plan; restore it, or plan again")
+    try:
+        return TorchEngine(run.what, run.how.engine, ranks, start)
+    except SizeError as error:
+        raise ConfigError(f"model.init_from: {error}") from None
+
+
+def build_adamw(model: GPT | Bigram, what: What, device: torch.device) -> tuple[torch.optim.AdamW, list[float]]:
+    """Build AdamW with decoupled weight decay on matrices (embeddings among them), none on biases and norms.
+
+    Also return each group's factor on the learning rate: 1 but under mup, where matrices learn by their role.
+    """
+    groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
+    for is_matrix in (True, False):
+        for name, parameter in model.named_parameters():
+            if (parameter.dim() >= 2) == is_matrix:
+                role = find_role(name, parameter.dim())
+                decay = what.optim.weight_decay * scale_weight_decay(what.model, role) if is_matrix else 0.0
+                groups.setdefault((is_matrix, scale_lr(what.model, role), decay), []).append(parameter)
+    optim, factors = what.optim, [factor for _, factor, _ in groups]
+    optimizer = torch.optim.AdamW(
+        [{"params": parameters, "weight_decay": decay} for (_, _, decay), parameters in groups.items()],
+        lr=optim.lr,
+        betas=optim.betas,
+        eps=optim.eps,
+        fused=device.type in ("cpu", "cuda"),
+    )
+    return optimizer, factors
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

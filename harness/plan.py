@@ -1,5 +1,6 @@
 """Experiment -> frozen plan: every run and cell fully resolved, nothing left to derive. No torch."""
 
+import hashlib
 import itertools
 import sys
 from datetime import UTC, datetime
@@ -7,14 +8,16 @@ from pathlib import Path
 
 from data_prep.sampler import WindowSampler
 from data_prep.shards import Manifest, check_sizes, load_manifest
-from harness.config import BUDGET_KEYS, ConfigError, Experiment, Size, parse_experiment, set_key
+from harness.config import BUDGET_KEYS, BatchRule, ConfigError, Experiment, LrRule, Size, parse_experiment, set_key
 from harness.records import CellRecord, DataRecord, How, Optim, Plan, Role, RunRecord, What, hash_record
 from harness.schedule import Schedule
+from model.parametrization import BATCH_RULES, LR_RULES, Scale
 from model.size import ModelConfig, SizeError, count_flops, count_params, resolve_model
 
 DEFAULT_COOLDOWN_FRACTION = 0.2  # Hägele et al. 2024, section 4: 10 to 20% of the steps match a full cosine
 MAX_ROUNDING = 0.02  # a budget missed by more than this fraction after rounding to whole steps is refused
 AXIS_SECTIONS = ("model", "optim", "schedule")
+VARIANT_BUDGETS = tuple(f"grid.{key}" for key in BUDGET_KEYS)
 
 
 def plan_experiment(experiment: Experiment) -> Plan:
@@ -92,22 +95,64 @@ def describe_data(experiment: Experiment, manifest: Manifest) -> DataRecord:
 
 
 def iter_variants(experiment: Experiment) -> list[Experiment]:
-    """Return one experiment per combination of the calibration axes (just this one where there are none)."""
-    for key in experiment.grid.axes:
+    """Return one experiment per listed variant and combination of the calibration axes (just this one where there are none)."""
+    grid = experiment.grid
+    for key in grid.axes:
         if key.split(".")[0] not in AXIS_SECTIONS or "." not in key:
             raise ConfigError(f"grid.axes: {key}, is not an axis; use a key of {', '.join(AXIS_SECTIONS)}, such as optim.lr")
+    for key in itertools.chain.from_iterable(grid.variants):
+        if key not in VARIANT_BUDGETS and (key.split(".")[0] not in AXIS_SECTIONS or "." not in key):
+            allowed = ", ".join([*AXIS_SECTIONS, *VARIANT_BUDGETS])
+            raise ConfigError(f"grid.variants: {key}, cannot vary; use a key of {allowed}, such as optim.lr")
     variants = []
-    for values in itertools.product(*experiment.grid.axes.values()):
+    for together, values in itertools.product(grid.variants or ({},), list(itertools.product(*grid.axes.values()))):
         table = experiment.model_dump(exclude_none=True)
-        for key, value in zip(experiment.grid.axes, values, strict=True):
-            set_key(table, key, value, where="grid.axes")
-        variants.append(parse_experiment(table, where="grid.axes"))
+        for key, value in [*together.items(), *zip(grid.axes, values, strict=True)]:
+            set_key(table, key, value, where="grid.axes" if key in grid.axes else "grid.variants")
+        variants.append(parse_experiment(table, where="grid.variants" if together else "grid.axes"))
     return variants
+
+
+def apply_rules(experiment: Experiment, model: ModelConfig, requested_tokens: int) -> Experiment:
+    """Put numbers where the file has rules for the learning rate or the batch."""
+    optim, flops = experiment.optim, count_flops(model)
+    if not isinstance(optim.lr, LrRule) and not isinstance(optim.global_batch_size, BatchRule):
+        return experiment
+    scale = Scale(
+        n_params_non_embedding=max(1, count_params(model).n_params_non_embedding),
+        tokens=requested_tokens,
+        flops_per_token_non_embedding=max(1, flops.flops_per_token - flops.head),
+    )
+    numbers: dict[str, float | int] = {}
+    if isinstance(optim.lr, LrRule):
+        numbers["lr"] = optim.lr.factor * LR_RULES[optim.lr.rule](scale)
+    if isinstance(optim.global_batch_size, BatchRule):
+        rule = optim.global_batch_size
+        sequences = rule.factor * BATCH_RULES[rule.rule](scale) / model.seq_len
+        numbers["global_batch_size"] = nearest_multiple(round(sequences), rule.multiple_of)
+    return experiment.model_copy(update={"optim": optim.model_copy(update=numbers)})
+
+
+def read_batch_size(experiment: Experiment) -> int:
+    """Return the global batch as a number.
+
+    Raises:
+        ConfigError: it follows from the budget, and the budget from it.
+    """
+    batch = experiment.optim.global_batch_size
+    if isinstance(batch, BatchRule):
+        raise ConfigError(
+            f'optim.global_batch_size={{ rule = "{batch.rule}" }}, follows from the tokens, and grid.steps from the batch; '
+            "give grid.tokens, grid.flops or grid.tokens_per_param"
+        )
+    return batch
 
 
 def resolve_size(experiment: Experiment, size: Size, data: DataRecord) -> ModelConfig:
     """Build the model of one size of the grid."""
-    section = experiment.model.model_dump(exclude={"preset", "parametrization"}, exclude_none=True)
+    section = experiment.model.model_dump(exclude={"preset", "init_from"}, exclude_none=True)
+    if section["parametrization"] == "standard":
+        del section["parametrization"]
     try:
         return resolve_model(
             experiment.model.preset,
@@ -128,7 +173,7 @@ def resolve_budgets(experiment: Experiment, model: ModelConfig) -> list[int]:
     if grid.tokens is not None:
         return list(grid.tokens)
     if grid.steps is not None:
-        return [steps * experiment.optim.global_batch_size * model.seq_len for steps in grid.steps]
+        return [steps * read_batch_size(experiment) * model.seq_len for steps in grid.steps]
     if grid.tokens_per_param is not None:
         return [round(ratio * count_params(model).n_params) for ratio in grid.tokens_per_param]
     assert grid.flops is not None
@@ -146,8 +191,9 @@ def add_cells(
 ) -> list[CellRecord]:
     """Add the cells of one size and seed to `runs`: one shared trunk under wsd, else a run for each budget."""
     model = resolve_size(experiment, size, data)
-    added = []
+    added, ruled = [], experiment
     for requested_tokens in budgets:
+        experiment = apply_rules(ruled, model, requested_tokens)
         n_steps = round_to_steps(experiment, requested_tokens)
         check_epochs(experiment, data, requested_tokens)
         what = resolve_what(experiment, data, model, seed, n_steps)
@@ -174,7 +220,7 @@ def resolve_what(experiment: Experiment, data: DataRecord, model: ModelConfig, s
     """Fix what a run is; under wsd the same for every budget."""
     schedule = experiment.schedule
     decays = schedule.kind in ("cosine", "linear")
-    tokens_per_step = experiment.optim.global_batch_size * data.seq_len
+    tokens_per_step = read_batch_size(experiment) * data.seq_len
     return What(
         model=model,
         precision=experiment.precision,
@@ -189,13 +235,49 @@ def resolve_what(experiment: Experiment, data: DataRecord, model: ModelConfig, s
         ),
         eval_stride=experiment.eval.stride or data.seq_len,
         n_steps=None if schedule.kind == "wsd" else n_steps,
+        init_sha256=hash_weights(experiment.model.init_from),
     )
+
+
+def find_weights(init_from: str) -> Path:
+    """Return the file of weights that `model.init_from` names: itself, or model.safetensors in that folder.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    path = Path(init_from)
+    path = path / "model.safetensors" if path.is_dir() else path
+    if not path.is_file():
+        raise ConfigError(
+            f"model.init_from={init_from!r}, there is no model.safetensors; name a finished cell's folder, a GPT-2 folder in "
+            "Hugging Face format, or such a file"
+        )
+    return path.resolve()
+
+
+def resolve_init(experiment: Experiment) -> str | None:
+    """Return the full path of the weights to start from, None where they are drawn."""
+    return str(find_weights(experiment.model.init_from)) if experiment.model.init_from is not None else None
+
+
+def hash_weights(init_from: str | None) -> str | None:
+    """Return the SHA-256 of the weights to start from: what they are, not where they lie, is part of the id."""
+    if init_from is None:
+        return None
+    with find_weights(init_from).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def resolve_how(experiment: Experiment, data: DataRecord) -> How:
     """Collect what may change between attempts."""
-    check_micro_batch(experiment.optim.global_batch_size, experiment.engine.micro_batch_size, world_size=1)
-    return How(data_dir=data.dir, engine=experiment.engine, eval=experiment.eval, track=experiment.track)
+    check_micro_batch(read_batch_size(experiment), experiment.engine.micro_batch_size, world_size=1)
+    return How(
+        data_dir=data.dir,
+        engine=experiment.engine,
+        eval=experiment.eval,
+        track=experiment.track,
+        init_from=resolve_init(experiment),
+    )
 
 
 def check_micro_batch(global_batch_size: int, micro_batch_size: int | None, world_size: int) -> int:
@@ -227,7 +309,7 @@ def nearest_multiple(value: int, unit: int) -> int:
 
 def round_to_steps(experiment: Experiment, requested_tokens: int) -> int:
     """Round a budget to whole steps; refuse one that is under a step or missed by more than `MAX_ROUNDING`."""
-    per_step = experiment.optim.global_batch_size * experiment.data.seq_len
+    per_step = read_batch_size(experiment) * experiment.data.seq_len
     key = next(key for key in BUDGET_KEYS if getattr(experiment.grid, key) is not None)
     where = f"grid.{key}: a budget of {requested_tokens:,} tokens"
     step = f"one step (global_batch_size x seq_len = {per_step:,} tokens)"
@@ -308,6 +390,8 @@ def resolve_cell(
         global_batch_size=what.optim.global_batch_size,
         schedule=schedule.kind,
         precision=what.precision,
+        stage=model.stage,
+        parametrization=model.parametrization,
     )
 
 

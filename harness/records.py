@@ -64,6 +64,7 @@ class What(Record):
     schedule: Schedule
     eval_stride: int
     n_steps: int | None  # the horizon; None under wsd, where budgets are cooldown branches of one trunk
+    init_sha256: str | None = None  # of the weights that training starts from; None: drawn from the seed
 
 
 class How(Record):
@@ -73,6 +74,7 @@ class How(Record):
     engine: EngineSection
     eval: EvalSection
     track: TrackSection
+    init_from: str | None = None  # where the weights of what.init_sha256 lie
 
 
 class CellRecord(Record):
@@ -110,6 +112,8 @@ class CellRecord(Record):
     global_batch_size: int
     schedule: ScheduleKind
     precision: str
+    stage: str | None = None  # of the video; None: the GPT
+    parametrization: str | None = None  # None: standard
 
 
 class RunRecord(Record):

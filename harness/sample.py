@@ -1,15 +1,19 @@
-"""Text from a finished cell: load its weights and its data's tokenizer, continue a prompt."""
+"""Text from what was trained: load a cell's or a GPT-2 folder's weights, continue a prompt, and show it as it is written."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_model
+from torch import Tensor
 
 from data_prep.tokenizer import load_tokenizer
 from harness.config import ConfigError
 from harness.records import RunRecord
 from harness.runs import is_cell_done, load_run
+from model.generate import Draw, iter_tokens
 from model.gpt import GPT
+from model.huggingface import load_weights
+from model.tutorial import Bigram, build_model
 
 
 def find_cell(source: Path) -> tuple[RunRecord, Path]:
@@ -27,20 +31,53 @@ def find_cell(source: Path) -> tuple[RunRecord, Path]:
     return run, run_dir / "cells" / chosen[-1]
 
 
-def sample_text(source: Path, prompt: str, n_tokens: int, temperature: float, top_k: int | None, seed: int) -> str:
-    """Return the prompt and its continuation.
+def load_cell_model(source: Path) -> tuple[RunRecord, GPT | Bigram]:
+    """Return the run and the trained model of a run's or a finished cell's folder."""
+    run, cell_dir = find_cell(source)
+    model = build_model(run.what.model).eval()
+    load_weights(model, cell_dir / "model.safetensors")
+    return run, model
+
+
+def sample_text(
+    source: Path,
+    prompt: str,
+    n_tokens: int,
+    draw: Draw,
+    seed: int,
+    *,
+    n_samples: int = 1,
+    show: Callable[[str], None] | None = None,
+) -> list[str]:
+    """Return the prompt and its continuations; `show` is given a single one piece by piece while it is written.
 
     Raises:
         ConfigError: nothing finished there, or an empty prompt.
         DataError: the prompt has a character that the tokenizer does not know.
     """
-    run, cell_dir = find_cell(source)
+    run, model = load_cell_model(source)
     tokenizer = load_tokenizer(Path(run.how.data_dir) / "tokenizer")
     if not prompt:
         raise ConfigError("--prompt='', is empty; give at least one character, such as a line break")
-    model = GPT(run.what.model).eval()
-    load_model(model, str(cell_dir / "model.safetensors"))
-    ids = torch.from_numpy(tokenizer.encode(prompt).astype("int64"))[None]
+    ids = torch.from_numpy(tokenizer.encode(prompt).astype("int64"))[None].expand(n_samples, -1)
+    columns = [ids]
     generator = torch.Generator().manual_seed(seed)
-    ids = model.generate(ids, n_tokens, temperature=temperature, top_k=top_k, generator=generator)
-    return tokenizer.decode(ids[0].numpy())
+    for piece in iter_pieces(iter_tokens(model, ids, n_tokens, draw, generator), columns, tokenizer.decode):
+        if show is not None and n_samples == 1:
+            show(piece)
+    return [tokenizer.decode(row.numpy()) for row in torch.cat(columns, dim=1)]
+
+
+def iter_pieces(tokens: Iterator[Tensor], columns: list[Tensor], decode: Callable[..., str]) -> Iterator[str]:
+    """Collect tokens in `columns` and yield what each adds to the first sample's text.
+
+    Note: a character of several byte tokens is held back until it is whole.
+    """
+    shown = len(decode(columns[0][0].numpy()))
+    yield decode(columns[0][0].numpy())
+    for column in tokens:
+        columns.append(column)
+        text = decode(torch.cat(columns, dim=1)[0].numpy())
+        if not text.endswith("\ufffd"):
+            yield text[shown:]
+            shown = len(text)

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 
 from data_prep.shards import DataError, TokenShards
+from harness.allocator import keep_freed_memory
 from harness.attempt import DivergedError, Ending, StoppedError, StopWish, claim_attempt, write_attempt
 from harness.batches import Batches, chain_receipt, open_data
 from harness.checkpoint import TrainState, find_on_the_way, load_checkpoint, publish_checkpoint, remove_checkpoints
 from harness.config import ConfigError
 from harness.distributed import Ranks, describe_machine, join_ranks
-from harness.engine import TorchEngine, seed_step
+from harness.engine import TorchEngine, open_engine, seed_step
 from harness.evaluate import evaluate_state, is_evaluation_due
 from harness.metrics import MetricsWriter, StepWindow, write_summary
 from harness.records import CellRecord, RunRecord
@@ -129,13 +130,15 @@ def restore(t: Training, cell: CellRecord) -> None:
         t.engine.load_state_dict(engine_state)
         t.metrics.note(f"from checkpoint {Path(chosen).relative_to(t.run_dir)}")
     elif t.state.step:  # the weights are another segment's
-        t.state, t.engine = TrainState(), TorchEngine(t.run.what, t.run.how.engine, t.ranks)
+        t.state, t.engine = TrainState(), open_engine(t.run, t.ranks)
 
 
 def run_attempt(run_dir: Path, attempt_dir: Path | None, parent_pid: int | None) -> int:
     """Train a run to its end, or as far as it goes; record how it ended and return the exit status."""
     run = load_run(run_dir)
     ranks = join_ranks(run.how.engine.device)
+    if ranks.device.type == "cpu":
+        keep_freed_memory()
     if ranks.rank == 0:
         attempt_dir = attempt_dir or claim_attempt(run_dir)
         write_attempt(attempt_dir, describe_machine(ranks))
@@ -149,7 +152,7 @@ def run_attempt(run_dir: Path, attempt_dir: Path | None, parent_pid: int | None)
 def train_opened(run: RunRecord, run_dir: Path, ranks: Ranks, stop: StopWish, ending: Ending) -> None:
     """Open data, model and record, and train; all of it is let go again before the ranks part."""
     val, batches = open_data(run, ranks)
-    engine = TorchEngine(run.what, run.how.engine, ranks)
+    engine = open_engine(run, ranks)
     with MetricsWriter(stop.attempt_dir) as metrics:
         t = Training(run, run_dir, ranks, batches, val, engine, metrics, stop)
         ending.watch(lambda: t.state.step)

@@ -1,7 +1,7 @@
-"""The decoder-only GPT of the video and of nanoGPT: pre-norm blocks, learned positions, fused causal self-attention.
+"""The decoder-only GPT, from the video's and nanoGPT's to today's open models: pre-norm blocks around one residual stream.
 
-One module; the differences between the two are values of `ModelConfig`. Shape letters: B batch, T sequence,
-C width (d_model), H heads, V vocabulary.
+One module; the differences between them are values of `ModelConfig`. Shape letters: B batch, T sequence,
+C width (d_model), V vocabulary.
 """
 
 import math
@@ -9,48 +9,43 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from model.attention import RMS_EPS, CausalSelfAttention, KeyValueCache, build_rotation
+from model.generate import Draw, iter_tokens
+from model.parametrization import find_role, scale_init, scale_output, scale_residual
 from model.size import ModelConfig
 
 ACTIVATIONS = {"relu": nn.ReLU(), "gelu": nn.GELU(), "gelu_tanh": nn.GELU(approximate="tanh")}
 
-
-class CausalSelfAttention(nn.Module):
-    """All heads at once; each position attends to itself and what came before."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.n_head, self.dropout = config.n_head, config.dropout
-        self.qkv = nn.Linear(config.d_model, 3 * config.d_model, bias=config.qkv_bias)
-        self.proj = nn.Linear(config.d_model, config.d_model, bias=config.bias)
-        self.proj_dropout = nn.Dropout(config.dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, T, C) to (B, T, C)."""
-        B, T, C = x.shape
-        q, k, v = (
-            part.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, H, T, C/H)
-            for part in self.qkv(x).split(C, dim=2)
-        )
-        dropout = self.dropout if self.training else 0.0
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
-        out = out.transpose(1, 2).reshape(B, T, C)
-        return self.proj_dropout(self.proj(out))  # type: ignore[no-any-return]
+LARGE_VOCAB = 16_384  # from here on the logits of a batch are what fills a GPU's memory
+CHUNK_LOGITS = 2**27  # logits at a time: half a GiB in float32
 
 
 class MLP(nn.Module):
-    """Two matrices with an activation between, on each position alone."""
+    """Two matrices with an activation between, on each position alone; under SwiGLU a third that gates."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.up = nn.Linear(config.d_model, config.d_mlp, bias=config.bias)
-        self.activation = ACTIVATIONS[config.activation]
+        self.is_gated = config.activation == "swiglu"
+        self.up = nn.Linear(config.d_model, config.d_mlp * (2 if self.is_gated else 1), bias=config.bias)
+        self.activation = nn.SiLU() if self.is_gated else ACTIVATIONS[config.activation]
         self.down = nn.Linear(config.d_mlp, config.d_model, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, T, C) to (B, T, C)."""
+        if self.is_gated:
+            gate, x = self.up(x).chunk(2, dim=-1)
+            return self.dropout(self.down(self.activation(gate) * x))  # type: ignore[no-any-return]
         return self.dropout(self.down(self.activation(self.up(x))))  # type: ignore[no-any-return]
+
+
+def build_norm(config: ModelConfig) -> nn.Module:
+    """Build the norm of the residual stream."""
+    if config.norm == "rmsnorm":
+        return nn.RMSNorm(config.d_model, eps=RMS_EPS)
+    return nn.LayerNorm(config.d_model, bias=config.bias)
 
 
 class Block(nn.Module):
@@ -58,15 +53,19 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.norm_1 = nn.LayerNorm(config.d_model, bias=config.bias)
+        self.norm_1 = build_norm(config)
         self.attention = CausalSelfAttention(config)
-        self.norm_2 = nn.LayerNorm(config.d_model, bias=config.bias)
+        self.norm_2 = build_norm(config)
         self.mlp = MLP(config)
+        self.scale = scale_residual(config)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rotation: Tensor | None = None, cache: KeyValueCache | None = None) -> Tensor:
         """Map (B, T, C) to (B, T, C)."""
-        x = x + self.attention(self.norm_1(x))
-        return x + self.mlp(self.norm_2(x))  # type: ignore[no-any-return]
+        if self.scale == 1.0:
+            x = x + self.attention(self.norm_1(x), rotation, cache)
+            return x + self.mlp(self.norm_2(x))  # type: ignore[no-any-return]
+        x = x + self.scale * self.attention(self.norm_1(x), rotation, cache)
+        return x + self.scale * self.mlp(self.norm_2(x))  # type: ignore[no-any-return]
 
 
 class GPT(nn.Module):
@@ -75,15 +74,19 @@ class GPT(nn.Module):
     Weights are drawn from torch's global generator: seed it before building, on any device the same.
     """
 
+    rotation: Tensor | None
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.config = config
-        self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
-        self.position_embedding = nn.Embedding(config.seq_len, config.d_model)
+        self.config, self.output_scale = config, scale_output(config)
+        self.token_embedding = nn.Embedding(config.n_vocab_rows, config.d_model)
+        if config.positions == "learned":
+            self.position_embedding = nn.Embedding(config.seq_len, config.d_model)
+        self.register_buffer("rotation", build_rotation(config) if config.positions == "rotary" else None, persistent=False)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.norm = nn.LayerNorm(config.d_model, bias=config.bias)
-        self.head = nn.Linear(config.d_model, config.vocab_size, bias=config.head_bias)
+        self.norm = build_norm(config)
+        self.head = nn.Linear(config.d_model, config.n_vocab_rows, bias=config.head_bias)
         if config.tied:
             self.head.weight = self.token_embedding.weight
         self.init_weights()
@@ -92,34 +95,81 @@ class GPT(nn.Module):
         """Draw matrices from N(0, init_std), residual projections smaller where `residual_init` is scaled; zero biases.
 
         Source: Radford et al. 2019, section 2.3 (scaled); the video's script (plain).
+        Note: where depth is scaled by mup, the projections start as at the base depth.
         """
-        std = self.config.init_std
-        scaled = std / math.sqrt(2 * self.config.n_layer) if self.config.residual_init == "scaled" else std
+        config, std = self.config, self.config.init_std
+        depth = config.base_n_layer or config.n_layer
+        scaled = std / math.sqrt(2 * depth) if config.residual_init == "scaled" else std
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=scaled if name.endswith(("proj", "down")) else std)
+                factor = scale_init(config, find_role(name, module.weight.dim()))
+                nn.init.normal_(module.weight, std=(scaled if name.endswith(("proj", "down")) else std) * factor)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
-    def forward(self, ids: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def encode(self, ids: Tensor, caches: list[KeyValueCache] | None = None) -> Tensor:
+        """Map token ids (B, T) to what the head reads (B, T, C); with caches, ids are those not yet remembered."""
+        start = caches[0].length if caches else 0
+        end = start + ids.shape[1]
+        if self.config.seq_len < end:
+            raise ValueError(f"ids of length {end}, longer than seq_len={self.config.seq_len}; crop them")
+        x = self.token_embedding(ids)
+        if self.config.positions == "learned":
+            x = x + self.position_embedding.weight[start:end]
+        rotation = self.rotation[:, start:end] if self.rotation is not None else None
+        x = self.dropout(x)
+        for index, block in enumerate(self.blocks):
+            x = block(x, rotation, caches[index] if caches else None)
+        return self.norm(x)  # type: ignore[no-any-return]
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Map what `encode` returns to logits over the vocabulary, the rows of padding cut off."""
+        logits = self.head(x)
+        if self.output_scale != 1.0:
+            logits = logits * self.output_scale
+        return logits[..., : self.config.vocab_size]  # type: ignore[no-any-return]
+
+    def forward(self, ids: Tensor, targets: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
         """Predict the next token at every position.
 
         Shapes: ids and targets (B, T) int64, T at most seq_len; logits (B, T, V); loss a scalar.
         Units: loss in nats per token, the mean over B x T, computed in fp32.
+        Note: with targets, a large vocabulary and a GPU there are no logits to return.
         """
-        T = ids.shape[1]
-        if self.config.seq_len < T:
-            raise ValueError(f"ids of length {T}, longer than seq_len={self.config.seq_len}; crop them")
-        x = self.token_embedding(ids) + self.position_embedding.weight[:T]
-        x = self.dropout(x)
-        for block in self.blocks:
-            x = block(x)
-        logits = self.head(self.norm(x))
+        x = self.encode(ids)
         if targets is None:
-            return logits, None
+            return self.predict(x), None
+        if x.device.type == "cuda" and self.config.vocab_size >= LARGE_VOCAB:
+            return None, self.score_in_chunks(x, targets)
+        logits = self.predict(x)
         return logits, F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
 
-    @torch.no_grad()
+    def score_in_chunks(self, x: Tensor, targets: Tensor, chunk_logits: int = CHUNK_LOGITS) -> Tensor:
+        """Return the mean loss without ever holding the logits of the whole batch: each chunk's are computed again backwards.
+
+        Shapes: x (B, T, C), targets (B, T).
+        Note: a third more work in the head for its memory. On a CPU it was slower than plain (373 against 522 ms), so not there.
+        """
+        rows, wanted = x.flatten(0, 1), targets.flatten()
+        size = max(1, chunk_logits // self.config.n_vocab_rows)
+        losses = [
+            checkpoint(self.score_rows, *chunk, use_reentrant=False, preserve_rng_state=False)
+            for chunk in zip(torch.split(rows, size), torch.split(wanted, size), strict=True)
+        ]
+        return torch.stack(losses).sum() / len(wanted)
+
+    def score_rows(self, x: Tensor, targets: Tensor) -> Tensor:
+        """Return the summed loss of some positions. Shapes: x (n, C), targets (n,)."""
+        return F.cross_entropy(self.predict(x).float(), targets, reduction="sum")
+
+    def build_caches(self) -> list[KeyValueCache]:
+        """Return an empty memory for each block."""
+        return [KeyValueCache() for _ in self.blocks]
+
+    def predict_next(self, ids: Tensor, caches: list[KeyValueCache] | None = None) -> Tensor:
+        """Return the logits of the token that follows. Shapes: (B, T) -> (B, V)."""
+        return self.predict(self.encode(ids, caches)[:, -1])
+
     def generate(
         self,
         ids: Tensor,
@@ -127,21 +177,14 @@ class GPT(nn.Module):
         *,
         temperature: float = 1.0,
         top_k: int | None = None,
+        top_p: float | None = None,
         generator: torch.Generator | None = None,
+        use_cache: bool = True,
     ) -> Tensor:
         """Continue `ids` token by token; the context is cropped to the last seq_len tokens.
 
         Shapes: ids (B, T) -> (B, T + n_new_tokens).
         Note: temperature 0 takes the likeliest token.
         """
-        for _ in range(n_new_tokens):
-            logits = self(ids[:, -self.config.seq_len :])[0][:, -1].float()  # (B, V)
-            if temperature == 0.0:
-                following = logits.argmax(dim=-1, keepdim=True)
-            else:
-                if top_k is not None and top_k < logits.shape[-1]:
-                    cut = logits.topk(top_k).values[:, -1:]
-                    logits = logits.masked_fill(logits < cut, -torch.inf)
-                following = torch.multinomial(F.softmax(logits / temperature, dim=-1), num_samples=1, generator=generator)
-            ids = torch.cat([ids, following], dim=1)
-        return ids
+        draw = Draw(temperature, top_k, top_p)
+        return torch.cat([ids, *iter_tokens(self, ids, n_new_tokens, draw, generator, use_cache=use_cache)], dim=1)

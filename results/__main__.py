@@ -59,16 +59,56 @@ def fit(
 
 @app.command()
 def plot(source: Source, runs_dir: RunsDir = Path("runs"), params: Params = "total") -> None:
-    """Draw the figures, as PNG and SVG."""
+    """Draw the figures, as PNG and SVG: of an experiment, or of the coordinate check in a folder."""
     from results.plot import draw_pictures, write_pictures
     from results.table import load_curves
+    from results.transfer import COORDINATES, has_sweep, load_coordinates, plot_coordinates, plot_transfer
 
+    if (source / COORDINATES).is_file():
+        for path in write_pictures([plot_coordinates(load_coordinates(source))], source):
+            print(path)
+        return
     experiment_dir = find_experiment(source, runs_dir)
-    pictures = draw_pictures(load_study(experiment_dir, params), load_curves(experiment_dir))
+    study = load_study(experiment_dir, params)
+    pictures = draw_pictures(study, load_curves(experiment_dir))
+    pictures += [plot_transfer(study.cells)] if has_sweep(study.cells) else []
     if not pictures:
         raise ConfigError(f"{experiment_dir}: no cell has a loss yet, so there is nothing to draw; train some cells first")
     for path in write_pictures(pictures, experiment_dir / "results" / "figures"):
         print(path)
+
+
+@app.command()
+def transfer(source: Source, runs_dir: RunsDir = Path("runs")) -> None:
+    """Print the best learning rate at each width under both parametrizations; write transfer.md and the figure."""
+    from results.plot import write_pictures
+    from results.table import load_cells, write_table
+    from results.transfer import find_optima, has_sweep, plot_transfer, render_optima
+
+    experiment_dir = find_experiment(source, runs_dir)
+    cells, results_dir = load_cells(experiment_dir), experiment_dir / "results"
+    if not has_sweep(cells):
+        raise ConfigError(f"{experiment_dir}: has no sweep of at least 3 learning rates under standard and mup; train one")
+    text = render_optima(find_optima(cells))
+    write_table(cells, results_dir)
+    (results_dir / "transfer.md").write_text(f"# Transfer across widths\n\n{text}\n")
+    print(text)
+    for path in write_pictures([plot_transfer(cells)], results_dir / "figures"):
+        print(path)
+
+
+@app.command()
+def staircase(source: Source, runs_dir: RunsDir = Path("runs")) -> None:
+    """Print the loss of the video's stages beside the video's values, and write staircase.md."""
+    from results.staircase import list_steps, render_staircase, write_staircase
+    from results.table import load_cells, write_table
+
+    experiment_dir = find_experiment(source, runs_dir)
+    cells = load_cells(experiment_dir)
+    steps = list_steps(cells)
+    write_table(cells, experiment_dir / "results")
+    print(render_staircase(steps))
+    print(f"\nwritten to {write_staircase(steps, experiment_dir / 'results')}")
 
 
 @app.command()

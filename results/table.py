@@ -66,6 +66,8 @@ COLUMNS = {
     "global_batch_size": "Int64",
     "schedule": "str",
     "precision": "str",
+    "stage": "str",
+    "parametrization": "str",
     "val_loss": "float64",
     "val_loss_best": "float64",
     "val_bpb": "float64",

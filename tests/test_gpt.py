@@ -4,12 +4,37 @@ import math
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from model.gpt import GPT
 from model.ladder import PUBLISHED, published_model
-from model.size import PRESETS, ModelConfig, count_params, resolve_model
+from model.size import PRESETS, ModelConfig, count_flops, count_params, resolve_model
 
 SHAPE = {"n_layer": 2, "n_head": 2, "d_model": 16, "vocab_size": 13, "seq_len": 8}
+
+# One option at a time, over every preset.
+OPTIONS: list[dict[str, object]] = [
+    {},
+    {"bias": True},
+    {"qkv_bias": True},
+    {"tied": False},
+    {"tied": True},
+    {"head_bias": True},
+    {"d_ff": 24},
+    {"n_kv_head": 1},
+    {"n_kv_head": 1, "qkv_bias": True},
+    {"qk_norm": True},
+    {"norm": "rmsnorm", "bias": True},
+    {"norm": "layernorm"},
+    {"positions": "rotary"},
+    {"positions": "learned"},
+    {"activation": "swiglu"},
+    {"activation": "swiglu", "bias": True, "d_ff": 40},
+    {"activation": "relu"},
+    {"padded_vocab_size": 16},
+    {"padded_vocab_size": 16, "head_bias": True, "tied": False},
+]
 
 
 def build(preset: str = "nanogpt", seed: int = 0, **options: object) -> GPT:
@@ -29,21 +54,24 @@ def test_parameter_count_is_the_modules(name: str) -> None:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("option", [{}, {"bias": True}, {"tied": False}, {"head_bias": True}, {"d_ff": 24}])
+@pytest.mark.parametrize("option", OPTIONS, ids=str)
 def test_parameter_count_is_the_modules_under_every_option(preset: str, option: dict[str, object]) -> None:
     config = resolve_model(preset, **SHAPE, **option)
     assert count_module(config) == count_params(config).n_params
 
 
-def test_matmul_parameters_are_those_of_the_linear_layers() -> None:
-    model = build("video")
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("option", OPTIONS, ids=str)
+def test_matmul_parameters_are_those_of_the_linear_layers(preset: str, option: dict[str, object]) -> None:
+    model = build(preset, **option)
     linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
     assert linear == count_params(model.config).n_params_matmul
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_no_position_sees_the_future(preset: str) -> None:
-    model = build(preset).eval()
+@pytest.mark.parametrize("option", OPTIONS, ids=str)
+def test_no_position_sees_the_future(preset: str, option: dict[str, object]) -> None:
+    model = build(preset, **option).eval()
     ids = torch.randint(0, 13, (1, 8), generator=torch.Generator().manual_seed(1))
     changed = ids.clone()
     changed[0, 5] = (ids[0, 5] + 1) % 13
@@ -96,3 +124,81 @@ def test_residual_projections_start_smaller_when_scaled() -> None:
     assert scaled.blocks[0].mlp.down.weight.std().item() == pytest.approx(0.02 / 4, rel=0.05)
     assert plain.blocks[0].mlp.down.weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert scaled.blocks[0].mlp.up.weight.std().item() == pytest.approx(0.02, rel=0.05)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("option", [option for option in OPTIONS[1:] if "padded_vocab_size" not in option], ids=str)
+def test_every_option_has_an_effect_or_is_the_presets_own(preset: str, option: dict[str, object]) -> None:
+    """Weights drawn large, biases and gains too, so that an option that is accepted and ignored shows."""
+    outputs = []
+    for options in ({}, option):
+        model = build(preset, init_std=0.3, **options).eval()
+        with torch.no_grad():
+            for index, parameter in enumerate(p for _, p in sorted(model.named_parameters())):
+                parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index)) * 0.3)
+        outputs.append((model.config, model(torch.arange(8)[None])[0]))
+    (base, before), (other, after) = outputs
+    assert (base == other) == torch.allclose(before, after)
+
+
+def test_rows_of_padding_change_no_logit_and_no_loss() -> None:
+    plain, padded = build(), build(padded_vocab_size=32)
+    state = plain.state_dict()
+    for name in ("token_embedding.weight", "head.weight"):
+        state[name] = torch.cat([state[name], torch.full((32 - 13, 16), 1e3)])
+    padded.load_state_dict(state)
+    ids = torch.arange(8)[None]
+    assert padded(ids)[0].shape == (1, 8, 13)
+    torch.testing.assert_close(plain(ids, ids), padded(ids, ids))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_flops_are_those_that_torch_counts(preset: str) -> None:
+    """Forward and backward, products of matrices and of attention; torch's fused kernel counts the masked half too."""
+    config = resolve_model(preset, **{**SHAPE, "seq_len": 32, "d_model": 32, "n_layer": 3})
+    model, ids = GPT(config), torch.randint(0, 13, (2, 32))
+    counted = count_flops(config)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        loss = model(ids, ids)[1]
+        forward = counter.get_total_flops()
+        assert loss is not None
+        loss.backward()
+    assert forward == 2 * 32 * counted.forward.flops_per_token
+    assert counter.get_total_flops() == 2 * 32 * counted.flops_per_token
+
+
+def measure_saved(model: GPT, ids: torch.Tensor, chunk_logits: int | None) -> tuple[float, list[torch.Tensor], int]:
+    """Return loss, gradients, and the bytes of the largest tensor kept for the backward pass."""
+    largest = 0
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal largest
+        largest = max(largest, tensor.numel() * tensor.element_size())
+        return tensor
+
+    model.zero_grad()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = model(ids, ids)[1] if chunk_logits is None else model.score_in_chunks(model.encode(ids), ids, chunk_logits)
+        assert loss is not None
+        loss.backward()
+    return loss.item(), [p.grad.clone() for p in model.parameters() if p.grad is not None], largest
+
+
+@pytest.mark.parametrize("options", [{}, {"tied": False, "head_bias": True, "padded_vocab_size": 512}])
+@pytest.mark.parametrize("chunk_logits", [1, 7_000, 10**9])
+def test_the_loss_in_chunks_has_the_same_value_and_gradients(options: dict[str, object], chunk_logits: int) -> None:
+    model = build(vocab_size=500, init_std=0.2, **options)
+    ids = torch.randint(0, 500, (5, 8), generator=torch.Generator().manual_seed(0))
+    plain, plain_grads, _ = measure_saved(model, ids, None)
+    chunked, chunked_grads, _ = measure_saved(model, ids, chunk_logits)
+    assert chunked == pytest.approx(plain, rel=1e-6)
+    for one, other in zip(plain_grads, chunked_grads, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_the_loss_in_chunks_never_keeps_the_logits_of_the_batch() -> None:
+    model = build(vocab_size=2_000)
+    ids = torch.randint(0, 2_000, (32, 8), generator=torch.Generator().manual_seed(0))
+    whole, chunk = 32 * 8 * 2_000 * 4, 16 * 2_000 * 4
+    assert measure_saved(model, ids, None)[2] >= whole
+    assert measure_saved(model, ids, 16 * 2_000)[2] <= max(chunk, 2_000 * 16 * 4)

@@ -1,8 +1,10 @@
 """Ladders and the way counts are read and written."""
 
+import itertools
+
 import pytest
 
-from model.ladder import format_count, iter_ladder, parse_count, published_model
+from model.ladder import ASPECTS, format_count, iter_ladder, iter_rungs, parse_count, published_model
 from model.size import SizeError, count_params
 
 
@@ -29,3 +31,29 @@ def test_counts_read_and_write() -> None:
 def test_an_unknown_published_size_lists_the_known() -> None:
     with pytest.raises(SizeError, match="use one of video-10M"):
         published_model("gpt5")
+
+
+@pytest.mark.parametrize("preset", ["video", "nanogpt", "gpt2", "modern"])
+def test_rungs_go_from_ten_thousand_to_175_billion_and_say_how_far_they_are_off(preset: str) -> None:
+    rungs = list(iter_rungs(1e4, 175e9, per_decade=3, preset=preset, d_head=None, vocab_size=65, seq_len=64))
+    assert (rungs[0].nominal, rungs[-1].nominal) == (1e4, 175e9)
+    assert len(rungs) == 23
+    for rung in rungs:
+        assert rung.achieved == count_params(rung.config).n_params_non_embedding
+        assert rung.off == pytest.approx(rung.achieved / rung.nominal - 1)
+        assert ASPECTS[0] <= rung.config.d_model / rung.config.n_layer <= ASPECTS[1]
+        assert abs(rung.off) < (0.5 if rung.nominal < 1e6 else 0.12)
+    for small, large in itertools.pairwise(rungs):
+        assert small.achieved < large.achieved
+        assert small.config.d_head <= large.config.d_head
+
+
+def test_the_largest_rung_is_gpt3s_shape() -> None:
+    (rung,) = iter_rungs(175e9, 175e9, per_decade=1, preset="gpt2", d_head=128, vocab_size=50_257, seq_len=2048)
+    assert rung.config.size == published_model("gpt3-175B").size == "l96-h96-d12288"
+    assert count_params(published_model("gpt3-175B")).n_params == pytest.approx(175e9, rel=0.01)
+
+
+def test_no_shape_within_the_constraints_is_refused() -> None:
+    with pytest.raises(SizeError, match=r"no shape with d_head=32768 has d_model / n_layer between 32 and 128"):
+        list(iter_rungs(1e4, 1e4, per_decade=1, preset="gpt2", d_head=32768, vocab_size=65, seq_len=64))

@@ -8,7 +8,9 @@ from conftest import tiny_experiment, tiny_table
 
 from harness.config import ConfigError, parse_experiment
 from harness.plan import check_micro_batch, plan_experiment
-from harness.records import Plan
+from harness.records import Optim, Plan, What, hash_record
+from harness.schedule import Schedule
+from model.size import resolve_model
 
 SMALL, LARGE = {"n_layer": 1, "n_head": 2, "d_model": 8}, {"n_layer": 1, "n_head": 2, "d_model": 16}
 STEP = 128  # tokens of a step: global_batch_size 8 x seq_len 16
@@ -174,3 +176,83 @@ def test_the_batch_must_divide_over_the_ranks() -> None:
         check_micro_batch(64, 8, 3)
     with pytest.raises(ConfigError, match="world_size=3; use 63"):
         check_micro_batch(64, None, 3)
+
+
+def test_an_id_of_the_first_version_stays(data_dir: Path) -> None:
+    """Keys that came later are null where unused; an id that moves would train a finished cell again."""
+    schedule = Schedule(kind="cosine", n_warmup_steps=5, min_lr_fraction=0.1)
+    optim = {"kind": "adamw", "lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1, "grad_clip": 1.0}
+    what = What(
+        model=resolve_model("nanogpt", n_layer=2, n_head=2, d_model=32, vocab_size=65, seq_len=64),
+        precision="fp32",
+        data_content_id="0" * 64,
+        seed=0,
+        data_seed=0,
+        optim=Optim(**optim, global_batch_size=16),
+        schedule=schedule,
+        eval_stride=64,
+        n_steps=100,
+    )
+    assert hash_record(what.model_dump(mode="json"))[:10] == "5c4e8730de"
+
+
+def test_variants_change_keys_together_and_may_have_their_own_budget(data_dir: Path) -> None:
+    variants = [{"optim.lr": 1e-2, "grid.tokens": [4 * STEP]}, {"model.preset": "video", "model.dropout": 0.1}]
+    grid_table = {"sizes": [SMALL], "tokens": [8 * STEP], "seeds": [0, 1], "variants": variants}
+    plan = plan_experiment(tiny_experiment(data_dir, grid=grid_table))
+    found = {(run.what.optim.lr, run.what.model.activation, run.what.model.dropout, run.cells[0].tokens) for run in plan.runs}
+    assert found == {(1e-2, "gelu", 0.0, 4 * STEP), (3e-3, "relu", 0.1, 8 * STEP)}
+    assert len(plan.cells) == 4
+
+
+@pytest.mark.parametrize("key", ["name", "data.seq_len", "grid.sizes", "lr"])
+def test_a_variant_varies_what_is_trained_and_nothing_else(data_dir: Path, key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"grid\.variants: {key}, cannot vary"):
+        plan_experiment(tiny_experiment(data_dir, grid=grid(variants=[{key: 1}])))
+
+
+def test_a_rule_gives_each_size_and_budget_its_learning_rate(data_dir: Path) -> None:
+    optim = {"lr": {"rule": "step_law", "factor": 0.5}, "global_batch_size": 8}
+    plan = plan_experiment(tiny_experiment(data_dir, optim=optim))
+    for cell in plan.cells:
+        expected = 0.5 * 1.79 * cell.n_params_non_embedding**-0.713 * cell.requested_tokens**0.307
+        assert cell.lr == pytest.approx(expected)
+    assert len({cell.lr for cell in plan.cells}) == 4
+    same = plan_experiment(tiny_experiment(data_dir, optim={"lr": plan.cells[0].lr, "global_batch_size": 8}))
+    assert plan.cells[0].cell_id in cell_ids(same), "a rule is not part of an id, its number is"
+
+
+def test_a_batch_rule_rounds_to_whole_multiples_and_needs_tokens(data_dir: Path) -> None:
+    optim = {"lr": 1e-3, "global_batch_size": {"rule": "step_law", "multiple_of": 4}}
+    table = {"sizes": [SMALL], "tokens": [80_000]}
+    (cell,) = plan_experiment(tiny_experiment(data_dir, optim=optim, grid=table, schedule={"kind": "constant"})).cells
+    assert cell.global_batch_size == 4 * round(0.58 * 80_000**0.571 / 16 / 4)
+    with pytest.raises(ConfigError, match=r"follows from the tokens, and grid\.steps from the batch"):
+        plan_experiment(tiny_experiment(data_dir, optim=optim, grid={"sizes": [SMALL], "steps": [8]}))
+
+
+@pytest.mark.parametrize(
+    ("lr", "expected"),
+    [
+        (-1.0, r"optim\.lr=-1\.0, is refused: input should be greater than 0"),
+        ({"rule": "mine"}, r"optim\.lr\.rule='mine', is refused: input should be 'olmo'"),
+        ({"rule": "olmo", "facto": 1}, r"unknown key optim\.lr\.facto"),
+    ],
+)
+def test_a_number_or_a_rule_is_refused_as_what_it_is(data_dir: Path, lr: object, expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        tiny_experiment(data_dir, optim={"lr": lr, "global_batch_size": 8})
+
+
+def test_init_from_is_part_of_the_id_by_its_content(data_dir: Path, tmp_path: Path) -> None:
+    for name, content in (("a", b"x"), ("b", b"x"), ("c", b"y")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(content)
+    a, b, c = (
+        plan_experiment(tiny_experiment(data_dir, model={"preset": "nanogpt", "init_from": str(tmp_path / name)}))
+        for name in "abc"
+    )
+    assert cell_ids(a) == cell_ids(b)
+    assert not cell_ids(a) & (cell_ids(c) | cell_ids(plan_experiment(tiny_experiment(data_dir))))
+    with pytest.raises(ConfigError, match=r"there is no model\.safetensors"):
+        plan_experiment(tiny_experiment(data_dir, model={"preset": "nanogpt", "init_from": str(tmp_path / "d")}))

@@ -1,0 +1,132 @@
+"""How settings found at one size carry over to another: mup's factors for AdamW, and rules of learning rate and batch by size.
+
+No torch. `m` is d_model over the base width. Under the standard parametrization every factor is 1. Sources:
+TP5: Yang et al. 2022, "Tensor Programs V", arXiv 2203.03466. CompleteP: Dey et al. 2025, arXiv 2505.01618.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from model.size import ModelConfig
+
+Role = Literal["input", "hidden", "output", "vector"]
+
+
+def find_role(name: str, n_dims: int) -> Role:
+    """Return what kind of tensor a parameter of the GPT is: which of its sides grow with width.
+
+    Note: a tied head is the token embedding, an input; its use as output is scaled by `scale_output`, as in TP5, table 8.
+    """
+    if n_dims < 2:
+        return "vector"  # biases and gains
+    if "embedding" in name:
+        return "input"
+    return "output" if name.startswith("head") else "hidden"
+
+
+def measure_width(config: ModelConfig) -> float:
+    """Return m, the width relative to the base; 1 under the standard parametrization."""
+    return config.d_model / config.base_d_model if config.base_d_model is not None else 1.0
+
+
+def scale_init(config: ModelConfig, role: Role) -> float:
+    """Return the factor on init_std: 1/sqrt(m) where a matrix's inputs grow with width, 1 elsewhere.
+
+    Source: TP5, table 8: variance 1/fan_in for hidden matrices, constant for embeddings and, with `scale_output`, the head.
+    """
+    return measure_width(config) ** -0.5 if role == "hidden" else 1.0
+
+
+def scale_lr(config: ModelConfig, role: Role) -> float:
+    """Return the factor on Adam's learning rate: 1/m for hidden matrices, 1 elsewhere.
+
+    Source: TP5, table 8. With the residual factor 1/depth, none for depth (CompleteP, table 1, alpha = 1).
+    """
+    return 1.0 / measure_width(config) if role == "hidden" else 1.0
+
+
+def scale_weight_decay(config: ModelConfig, role: Role) -> float:
+    """Return the factor on weight decay, which AdamW multiplies by the learning rate: m undoes `scale_lr`.
+
+    Source: CompleteP, table 1; Wang and Aitchison 2024, arXiv 2405.13698: lr x weight decay should not depend on width.
+    """
+    return 1.0 / scale_lr(config, role)
+
+
+def scale_attention(config: ModelConfig) -> float | None:
+    """Return what queries times keys are multiplied by; None: 1/sqrt(d_head).
+
+    Source: TP5, definition 4.1: 1/d_head, since trained queries and keys are correlated; equal to standard at the base.
+    """
+    if config.parametrization is None or config.base_d_head is None:
+        return None  # the head's width is the base's
+    return math.sqrt(config.base_d_head) / config.d_head
+
+
+def scale_output(config: ModelConfig) -> float:
+    """Return what logits are multiplied by: 1/m.
+
+    Source: TP5, table 8.
+    """
+    return 1.0 / measure_width(config)
+
+
+def scale_residual(config: ModelConfig) -> float:
+    """Return what each block adds is multiplied by: base depth over depth where depth is scaled.
+
+    Source: CompleteP, table 1, alpha = 1.
+    """
+    return config.base_n_layer / config.n_layer if config.base_n_layer is not None else 1.0
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What a rule may look at. Units: parameters, tokens, FLOPs per token (no embeddings, no head)."""
+
+    n_params_non_embedding: int
+    tokens: int
+    flops_per_token_non_embedding: int
+
+
+def compute_olmo_lr(scale: Scale) -> float:
+    """Return 0.0047 (N / 108e6)^(-1/3). Source: OLMo-core's model ladder, after the fits of Groeneveld et al."""
+    return float(0.0047 * (scale.n_params_non_embedding / 108e6) ** (-1 / 3))
+
+
+def compute_step_law_lr(scale: Scale) -> float:
+    """Return 1.79 N^-0.713 D^0.307. Source: Li et al. 2025, "Step Law", arXiv 2503.04715, equation 1."""
+    return float(1.79 * scale.n_params_non_embedding**-0.713 * scale.tokens**0.307)
+
+
+def compute_deepseek_lr(scale: Scale) -> float:
+    """Return 0.3118 C^-0.1250, C = M D. Source: DeepSeek LLM 2024, arXiv 2401.02954, section 3.1, equation 1."""
+    return float(0.3118 * (scale.flops_per_token_non_embedding * scale.tokens) ** -0.1250)
+
+
+def compute_kaplan_lr(scale: Scale) -> float:
+    """Return 0.003239 - 0.0001395 ln N. Source: Kaplan et al. 2020, arXiv 2001.08361, equation D.1."""
+    return 0.003239 - 0.0001395 * math.log(scale.n_params_non_embedding)
+
+
+def compute_step_law_batch(scale: Scale) -> float:
+    """Return 0.58 D^0.571. Units: tokens. Source: Li et al. 2025, "Step Law", arXiv 2503.04715, equation 1."""
+    return float(0.58 * scale.tokens**0.571)
+
+
+def compute_deepseek_batch(scale: Scale) -> float:
+    """Return 0.2920 C^0.3271. Units: tokens. Source: DeepSeek LLM 2024, arXiv 2401.02954, section 3.1, equation 1."""
+    return float(0.2920 * (scale.flops_per_token_non_embedding * scale.tokens) ** 0.3271)
+
+
+LR_RULES: dict[str, Callable[[Scale], float]] = {
+    "olmo": compute_olmo_lr,
+    "step_law": compute_step_law_lr,
+    "deepseek": compute_deepseek_lr,
+    "kaplan": compute_kaplan_lr,
+}
+BATCH_RULES: dict[str, Callable[[Scale], float]] = {
+    "step_law": compute_step_law_batch,
+    "deepseek": compute_deepseek_batch,
+}

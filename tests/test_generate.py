@@ -1,0 +1,68 @@
+"""Tokens are drawn as asked, and remembering keys and values changes none of them."""
+
+import pytest
+import torch
+
+from model.generate import Draw, draw_token, iter_tokens
+from model.gpt import GPT
+from model.size import PRESETS, resolve_model
+from model.tutorial import build_model
+
+SHAPE = {"n_layer": 2, "n_head": 2, "d_model": 16, "vocab_size": 13, "seq_len": 12}
+LOGITS = torch.log(torch.tensor([[0.5, 0.2, 0.15, 0.1, 0.05]]))
+
+
+def draw_many(draw: Draw) -> list[float]:
+    drawn = draw_token(LOGITS.expand(20_000, -1), draw, torch.Generator().manual_seed(0)).flatten()
+    return [(drawn == token).float().mean().item() for token in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("draw", "expected"),
+    [
+        (Draw(), [0.5, 0.2, 0.15, 0.1, 0.05]),
+        (Draw(temperature=0.0), [1, 0, 0, 0, 0]),
+        (Draw(top_k=2), [5 / 7, 2 / 7, 0, 0, 0]),
+        (Draw(top_p=0.6), [5 / 7, 2 / 7, 0, 0, 0]),  # the smallest set that holds 0.6
+        (Draw(top_p=0.4), [1, 0, 0, 0, 0]),
+        (Draw(top_p=1.0, top_k=99), [0.5, 0.2, 0.15, 0.1, 0.05]),
+        (Draw(temperature=0.5), [x**2 / 0.325 for x in (0.5, 0.2, 0.15, 0.1, 0.05)]),
+    ],
+)
+def test_frequencies_are_those_asked_for(draw: Draw, expected: list[float]) -> None:
+    assert draw_many(draw) == pytest.approx(expected, abs=0.015)
+
+
+def test_top_p_looks_at_the_tempered_distribution() -> None:
+    """At temperature 0.5 the likeliest token alone holds 0.77, so top_p 0.6 leaves it alone; untempered it would leave two."""
+    assert draw_many(Draw(temperature=0.5, top_p=0.6)) == pytest.approx([1, 0, 0, 0, 0])
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("n_prompt", [1, 7, 15])
+def test_remembering_draws_the_same_tokens_also_beyond_the_context(preset: str, n_prompt: int) -> None:
+    torch.manual_seed(0)
+    model = GPT(resolve_model(preset, **SHAPE, init_std=0.3)).eval()
+    prompt = torch.randint(0, 13, (3, n_prompt))
+    drawn = [
+        model.generate(prompt, 20, top_p=0.9, generator=torch.Generator().manual_seed(5), use_cache=use_cache)
+        for use_cache in (True, False)
+    ]
+    assert torch.equal(*drawn)
+    assert drawn[0].shape == (3, n_prompt + 20)
+    assert len({tuple(row.tolist()) for row in drawn[0]}) == 3
+
+
+def test_remembering_computes_one_position_a_token() -> None:
+    model = GPT(resolve_model("nanogpt", **SHAPE)).eval()
+    widths = []
+    model.blocks[0].register_forward_pre_hook(lambda _, inputs: widths.append(inputs[0].shape[1]))
+    model.generate(torch.zeros((1, 4), dtype=torch.long), 10)
+    assert widths == [4, 1, 1, 1, 1, 1, 1, 1, 1, 12], "the context of 12 is full at the last token"
+
+
+def test_a_stage_of_the_video_writes_by_the_same_function() -> None:
+    model = build_model(resolve_model("video", **SHAPE, stage="head"))
+    columns = list(iter_tokens(model, torch.zeros((2, 1), dtype=torch.long), 5, Draw()))
+    assert [column.shape for column in columns] == [(2, 1)] * 5
+    assert not columns[0].requires_grad

@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
+from data_prep.shards import sync_directory
 from harness.batches import EMPTY_RECEIPT
 from harness.records import CellRecord, RunRecord
-from harness.runs import find_cell_dir, list_pending_cells, read_json, sync_folder, write_json
+from harness.runs import find_cell_dir, list_pending_cells, read_json, write_json
 
 KEEP_LAST = 2  # valid checkpoints besides those that a branch still needs
 
@@ -55,7 +56,7 @@ def write_checkpoint(folder: Path, state: TrainState, engine_state: dict[str, An
         if target.exists():  # a spoilt one of the same step
             shutil.rmtree(target)
         staging.rename(target)
-        sync_folder(folder)
+        sync_directory(folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return target

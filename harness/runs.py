@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from data_prep.shards import sync_directory
 from harness.config import ConfigError
 from harness.records import CellRecord, Plan, RunRecord, hash_record
 
@@ -40,7 +41,7 @@ def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - any JSON value
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    sync_directory(path.parent)
 
 
 def current_umask() -> int:
@@ -48,15 +49,6 @@ def current_umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames inside a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401 - any JSON value

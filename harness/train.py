@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data_prep.shards import DataError, TokenShards
+from data_prep.shards import TokenShards
 from harness.allocator import keep_freed_memory
 from harness.attempt import DivergedError, Ending, StoppedError, StopWish, claim_attempt, write_attempt
 from harness.batches import Batches, chain_receipt, open_data
 from harness.checkpoint import TrainState, find_on_the_way, load_checkpoint, publish_checkpoint, remove_checkpoints
-from harness.config import ConfigError
+from harness.config import run_command_line
 from harness.distributed import Ranks, describe_machine, join_ranks
 from harness.engine import TorchEngine, open_engine, seed_step
 from harness.evaluate import evaluate_state, is_evaluation_due
@@ -166,12 +166,8 @@ def main() -> None:
     parser.add_argument("--attempt-dir", type=Path, help="the attempt's folder, where the caller has claimed one")
     parser.add_argument("--parent-pid", type=int, help="stop cleanly when this process, the caller, is gone")
     arguments = parser.parse_args()
-    try:
-        sys.exit(run_attempt(arguments.run_dir, arguments.attempt_dir, arguments.parent_pid))
-    except (ConfigError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(run_attempt(arguments.run_dir, arguments.attempt_dir, arguments.parent_pid))
 
 
 if __name__ == "__main__":
-    main()
+    run_command_line(main)

@@ -16,7 +16,7 @@ setup: $(READY)  ## make .venv with everything, at the versions of constraints.t
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Python {v[0]}.{v[1]} is too old: 3.11 or newer is needed; try make PYTHON=python3.12 $(MAKECMDGOALS)")'
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,data,results,dev]'
+	DS_BUILD_OPS=0 $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,data,deepspeed,wandb,results,dev]'
 	@touch $(READY)
 
 demo: $(READY)   ## Tiny Shakespeare -> shards -> grid -> training -> fit -> report, on this machine

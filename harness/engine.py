@@ -34,7 +34,7 @@ class TorchEngine:
         if init_from is not None:
             load_weights(self.model, Path(init_from))
         self.model.to(ranks.device)
-        self.ranks, self.precision, self.optim = ranks, what.precision, what.optim
+        self.ranks, self.precision, self.optim, self.skipped_steps = ranks, what.precision, what.optim, 0
         module: nn.Module = self.model
         if ranks.world_size > 1:
             module = DistributedDataParallel(module, device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None)
@@ -63,6 +63,11 @@ class TorchEngine:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
+    def skip(self) -> None:
+        """Forget the gradients without an update, and count it."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.skipped_steps += 1
+
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context of this run's precision."""
         if self.precision == "fp32":
@@ -74,6 +79,15 @@ class TorchEngine:
         if postpone and isinstance(self.module, DistributedDataParallel):
             return self.module.no_sync()
         return nullcontext()
+
+    def write_state(self, folder: Path) -> None:
+        """Write weights and optimiser state, the same on all ranks, from rank 0."""
+        if self.ranks.rank == 0:
+            torch.save(self.state_dict(), folder / "engine.pt")
+
+    def read_state(self, folder: Path) -> None:
+        """Take over weights and optimiser state; no code in the file can run."""
+        self.load_state_dict(torch.load(folder / "engine.pt", map_location=self.ranks.device, weights_only=True))
 
     def state_dict(self) -> dict[str, Any]:
         """Return weights and optimiser state."""

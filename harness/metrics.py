@@ -12,9 +12,9 @@ from typing import Any, Self
 
 from safetensors.torch import save_model
 
-from harness.attempt import utc_now
 from harness.checkpoint import TrainState
 from harness.distributed import describe_machine
+from harness.ending import utc_now
 from harness.engine import TorchEngine
 from harness.records import CellRecord, RunRecord
 from harness.runs import write_json

@@ -23,7 +23,7 @@ from harness.attempt import check_lease
 from harness.batches import EMPTY_RECEIPT
 from harness.config import ConfigError
 from harness.distributed import Ranks
-from harness.engine import TorchEngine
+from harness.engine import Engine
 from harness.fault import fault_point
 from harness.records import CellRecord, RunRecord, hash_record
 from harness.runs import describe_code, find_cell_dir, find_code_root, list_pending_cells, read_json, write_json
@@ -98,7 +98,7 @@ def publish_checkpoint(
     folder: Path,
     attempt_dir: Path,
     ranks: Ranks,
-    engine: TorchEngine,
+    engine: Engine,
     state: TrainState,
     origin: Origin,
     probe_loss: float | None,
@@ -132,7 +132,7 @@ def make_empty(folder: Path) -> None:
     folder.mkdir(parents=True)
 
 
-def write_files(staging: Path, rank: int, engine: TorchEngine) -> dict[str, dict[str, Any]]:
+def write_files(staging: Path, rank: int, engine: Engine) -> dict[str, dict[str, Any]]:
     """Have the engine write one rank's files, make them durable, and return size and SHA-256 of each.
 
     Note: each rank writes into a folder of its own first, so that it knows which files are its.

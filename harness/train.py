@@ -32,10 +32,10 @@ from harness.checkpoint import (
     remove_checkpoints,
     staged_result,
 )
-from harness.config import run_command_line
+from harness.config import ConfigError, run_command_line
 from harness.distributed import Ranks, describe_machine, join_ranks
-from harness.ending import DivergedError, StoppedError
-from harness.engine import TorchEngine, open_engine, seed_step
+from harness.ending import DivergedError, StoppedError, write_outcome
+from harness.engine import Engine, open_engine, seed_step
 from harness.evaluate import check_probe, evaluate_state, is_evaluation_due, score_probe
 from harness.health import judge_step
 from harness.metrics import MetricsWriter, StepWindow, write_summary
@@ -53,7 +53,7 @@ class Training:
     ranks: Ranks
     batches: Batches
     val: TokenShards
-    engine: TorchEngine
+    engine: Engine
     metrics: MetricsWriter
     attempt: Attempt
     origin: Origin
@@ -132,11 +132,11 @@ def finish_cell(t: Training, cell: CellRecord) -> None:
     """Write a cell's weights and then its row, which says done. The last step was evaluated as the segment's end."""
     if t.state.val_loss is None or not math.isfinite(t.state.val_loss):
         raise DivergedError(f"validation loss {t.state.val_loss} at step {t.state.step}, not finite")
-    cell_dir = find_cell_dir(t.run_dir, cell)
+    cell_dir, model = find_cell_dir(t.run_dir, cell), t.engine.whole_model()
 
     def publish() -> None:
         with staged_result(cell_dir, t.attempt.folder) as staging:
-            write_summary(staging, t.run, cell, t.state, t.engine, t.origin.attempt)
+            write_summary(staging, t.run, cell, t.state, model, t.ranks, t.origin.attempt)
         remove_checkpoints(cell_dir / "checkpoints")
 
     t.ranks.decide(publish)
@@ -170,7 +170,12 @@ def run_attempt(run_dir: Path, attempt_dir: Path | None, parent_pid: int | None,
     run = load_run(run_dir)
     if micro_batch_size is not None:
         run = run.with_engine(micro_batch_size=micro_batch_size)
-    ranks = join_ranks(run.how.engine.device)
+    try:
+        ranks = join_ranks(run.how.engine.device, run.how.engine.world_size)
+    except ConfigError as error:
+        if attempt_dir is not None:  # whoever claimed it is to hear why
+            write_outcome(attempt_dir, "failed", str(error), None, "config")
+        raise
     if ranks.device.type == "cpu":
         keep_freed_memory()
     folder = ranks.decide(lambda: attempt_dir or claim_attempt(run_dir))
@@ -186,7 +191,7 @@ def train_opened(run: RunRecord, run_dir: Path, ranks: Ranks, attempt: Attempt) 
     """Open data, model and record, and train; all of it is let go again before the ranks part."""
     attempt.heart.beat("start", 0)
     origin = describe_origin(run, ranks, attempt.number)
-    facts = {**describe_machine(ranks), "micro_batch_size": run.how.engine.micro_batch_size}
+    facts = {**describe_machine(ranks, run.how.engine), "micro_batch_size": run.how.engine.micro_batch_size}
     ranks.decide(lambda: write_attempt(attempt.folder, facts))
     val, batches = ranks.together(lambda: open_data(run, ranks))
     engine = open_engine(run, ranks)

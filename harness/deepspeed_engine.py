@@ -105,14 +105,12 @@ class DeepSpeedEngine:
         return nullcontext()
 
     def whole_model(self) -> nn.Module:
-        """Return a model with every weight; under stage 3 a copy on the CPU, whole on rank 0."""
-        if self.stage < 3:
-            return self.model
+        """Return a copy on the CPU, whole on rank 0; weights in training are views of one buffer, which cannot be exported."""
         from deepspeed.runtime.zero import GatheredParameters
 
         whole = build_model(self.what.model)
         for target, parameter in zip(whole.parameters(), self.model.parameters(), strict=True):
-            with GatheredParameters(parameter), torch.no_grad():
+            with GatheredParameters(parameter, enabled=self.stage == 3), torch.no_grad():
                 if self.ranks.rank == 0:
                     target.data = parameter.detach().cpu().clone()
         return whole
@@ -139,8 +137,8 @@ class DeepSpeedEngine:
             writer.save = save
         if refusals:
             raise refusals[0]
-        if self.ranks.rank == 0:
-            (folder / "zero_to_fp32.py").unlink(missing_ok=True)  # a program that DeepSpeed leaves in every checkpoint
+        for program in folder.glob("*.py"):
+            program.unlink()  # DeepSpeed leaves its conversion script in every checkpoint
 
     def read_state(self, folder: Path) -> None:
         """Take over weights and optimiser state. DeepSpeed runs what code the pickles hold: look at them before."""

@@ -1,13 +1,14 @@
 """Train one run under watch: start its ranks, see that they advance, settle how they ended, start again where that helps.
 
-    python -m launch.supervise RUN_DIR [--nodes N --ranks-per-node R --head HOST] [-- PREFIX ...]
+    python -m launch.supervise RUN_DIR [--nodes N --ranks-per-node R --head HOST] [--prefix "srun ..."]
 
-PREFIX is put before the command that starts a node's ranks; in a SLURM job, `srun --ntasks-per-node=1 ...`. Exit status: 0 done
-or stopped cleanly, 1 failed, 2 bad input.
+The prefix is put before the command that starts a node's ranks; in a SLURM job, "srun --ntasks-per-node=1 ...".
+Exit status: 0 done or stopped cleanly, 1 failed, 2 bad input.
 """
 
 import argparse
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -23,7 +24,7 @@ from typing import Any
 
 from harness.attempt import ATTEMPT_VARIABLE, claim_attempt, find_patience_s
 from harness.config import run_command_line
-from harness.ending import describe_rank, make_outcome, read_heartbeat, settle_outcome
+from harness.ending import describe_rank, make_outcome, read_heartbeat, settle_outcome, write_outcome
 from harness.records import RunRecord
 from harness.runs import (
     find_cell_dir,
@@ -139,16 +140,8 @@ class Supervision:
         self.beats, self.last_change, self.ended_at, self.verdict = {}, time.monotonic(), None, None
         micro_batch_size = choose_micro_batch(self.run_dir, self.run, self.place.world_size)
         command = render_command(self.place, self.run_dir.resolve(), self.attempt_dir, micro_batch_size)
-        with (self.attempt_dir / "log").open("ab") as log:
-            self.process = subprocess.Popen(
-                command,
-                cwd=self.place.code_dir,
-                env={**self.place.environment, ATTEMPT_VARIABLE: str(self.attempt_dir)},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C reaches this process only, which passes it on
-            )
+        environment = {**self.place.environment, ATTEMPT_VARIABLE: str(self.attempt_dir)}
+        self.process = start_process(command, self.place.code_dir, environment, self.attempt_dir)
 
     def stop(self) -> None:
         """Ask the ranks to save and end; the second time, end them."""
@@ -238,6 +231,30 @@ class Supervision:
         progressed = measure_progress(self.run_dir, self.run) > self.mark
         self.n_fruitless = 0 if progressed else self.n_fruitless + 1
         return self.n_fruitless <= RELAUNCHES
+
+
+def start_process(
+    command: list[str], code_dir: Path, environment: Mapping[str, str], attempt_dir: Path
+) -> subprocess.Popen[bytes]:
+    """Start a command that writes to the attempt's log; Ctrl-C reaches only this process, which passes it on.
+
+    Raises:
+        OSError: it cannot be started, as the attempt's outcome then says.
+    """
+    with (attempt_dir / "log").open("ab") as log:
+        try:
+            return subprocess.Popen(
+                command,
+                cwd=code_dir,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except OSError as error:
+            write_outcome(attempt_dir, "failed", f"{command[0]}: {error}", None, "config")
+            raise
 
 
 def read_heartbeats(attempt_dir: Path) -> dict[int, Any]:
@@ -336,14 +353,14 @@ def main() -> None:
     parser.add_argument("--head", default="localhost", help="host of the rendezvous, where there are several nodes")
     parser.add_argument("--threads", type=int, help="CPU threads of each rank")
     parser.add_argument("--take-over", action="store_true", help="also from an attempt that seems alive: it must end")
-    parser.add_argument("prefix", nargs="*", help="put before the command that starts a node's ranks, such as srun")
+    parser.add_argument("--prefix", default="", help="put before the command that starts a node's ranks, such as srun")
     given = parser.parse_args()
     place = Place(
         given.code_dir,
         given.nodes,
         given.ranks_per_node,
         given.head,
-        tuple(given.prefix),
+        tuple(shlex.split(given.prefix)),
         build_environment(given.threads),
     )
     sys.exit(supervise(given.run_dir, place, given.take_over))

@@ -144,6 +144,15 @@ class DeepSpeedEngine:
         """Take over weights and optimiser state. DeepSpeed runs what code the pickles hold: look at them before."""
         self.engine.load_checkpoint(str(folder), tag=TAG, load_lr_scheduler_states=False)
 
+    def read_universal(self, folder: Path) -> None:
+        """Take over a converted checkpoint, which fits any number of ranks."""
+        config = self.engine._config
+        config.load_universal_checkpoint = True
+        try:
+            self.read_state(folder)
+        finally:
+            config.load_universal_checkpoint = False
+
 
 def import_deepspeed(ranks: Ranks) -> ModuleType:
     """Import DeepSpeed for this device, and have it use the group that is there."""

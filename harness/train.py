@@ -57,6 +57,7 @@ class Training:
     metrics: MetricsWriter
     attempt: Attempt
     origin: Origin
+    allow_reshape: bool
     state: TrainState = field(default_factory=TrainState)
     last_save: float = field(default_factory=time.monotonic)
 
@@ -156,8 +157,12 @@ def restore(t: Training, cell: CellRecord) -> None:
     found = t.ranks.decide(lambda: find_on_the_way(t.run_dir, cell))
     if found is not None:
         manifest = t.ranks.together(lambda: read_manifest(found))
-        check_resumable(found, manifest, t.origin)
-        t.engine.read_state(found)
+        if check_resumable(found, manifest, t.origin, t.allow_reshape):
+            from harness.reshape import read_reshaped  # here, since it needs deepspeed
+
+            read_reshaped(t.engine, t.ranks, found, found.parent / f".staging-reshape-{t.attempt.number}")
+        else:
+            t.engine.read_state(found)
         t.state = load_state(found)
         check_probe(found, score_probe(t.engine, t.val, t.run), manifest["probe_loss"], t.run)
         t.metrics.note(f"from checkpoint {found.relative_to(t.run_dir)}")
@@ -165,7 +170,13 @@ def restore(t: Training, cell: CellRecord) -> None:
         t.state, t.engine = TrainState(), open_engine(t.run, t.ranks)
 
 
-def run_attempt(run_dir: Path, attempt_dir: Path | None, parent_pid: int | None, micro_batch_size: int | None = None) -> int:
+def run_attempt(
+    run_dir: Path,
+    attempt_dir: Path | None,
+    parent_pid: int | None,
+    micro_batch_size: int | None = None,
+    allow_reshape: bool = False,
+) -> int:
     """Train a run to its end, or as far as it goes; record how it ended and return the exit status."""
     run = load_run(run_dir)
     if micro_batch_size is not None:
@@ -181,13 +192,13 @@ def run_attempt(run_dir: Path, attempt_dir: Path | None, parent_pid: int | None,
     folder = ranks.decide(lambda: attempt_dir or claim_attempt(run_dir))
     hang_after_s = run.how.engine.hang_after_s
     with Attempt.joined(folder, ranks.rank, ranks.world_size, hang_after_s, parent_pid) as attempt, attempt.ending:
-        train_opened(run, run_dir, ranks, attempt)
+        train_opened(run, run_dir, ranks, attempt, allow_reshape)
     if attempt.ending.status == 0:  # else some rank may be gone, and parting would wait for it
         ranks.close()
     return attempt.ending.status
 
 
-def train_opened(run: RunRecord, run_dir: Path, ranks: Ranks, attempt: Attempt) -> None:
+def train_opened(run: RunRecord, run_dir: Path, ranks: Ranks, attempt: Attempt, allow_reshape: bool) -> None:
     """Open data, model and record, and train; all of it is let go again before the ranks part."""
     attempt.heart.beat("start", 0)
     origin = describe_origin(run, ranks, attempt.number)
@@ -196,7 +207,7 @@ def train_opened(run: RunRecord, run_dir: Path, ranks: Ranks, attempt: Attempt) 
     val, batches = ranks.together(lambda: open_data(run, ranks))
     engine = open_engine(run, ranks)
     with MetricsWriter(attempt.folder if ranks.rank == 0 else None) as metrics:
-        t = Training(run, run_dir, ranks, batches, val, engine, metrics, attempt, origin)
+        t = Training(run, run_dir, ranks, batches, val, engine, metrics, attempt, origin, allow_reshape)
         attempt.ending.watch(lambda: t.state.step)
         train_run(t)
 
@@ -208,8 +219,9 @@ def main() -> None:
     parser.add_argument("--attempt-dir", type=Path, help="the attempt's folder, where the caller has claimed one")
     parser.add_argument("--parent-pid", type=int, help="stop cleanly when this process, the caller, is gone")
     parser.add_argument("--micro-batch-size", type=int, help="sequences per rank and micro-step, instead of the plan's")
+    parser.add_argument("--allow-reshape", action="store_true", help="cut ZeRO's parts anew for another number of ranks")
     arguments = parser.parse_args()
-    sys.exit(run_attempt(arguments.run_dir, arguments.attempt_dir, arguments.parent_pid, arguments.micro_batch_size))
+    sys.exit(run_attempt(**vars(arguments)))
 
 
 if __name__ == "__main__":

@@ -59,6 +59,7 @@ class Place:
     prefix: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     module: str = "harness.train"
+    allow_reshape: bool = False  # ZeRO's parts, where a checkpoint was written by another number of ranks
 
     @property
     def world_size(self) -> int:
@@ -88,6 +89,7 @@ def render_command(place: Place, run_dir: Path, attempt_dir: Path, micro_batch_s
     command += [place.module, str(run_dir), "--attempt-dir", str(attempt_dir)]
     if not place.prefix:
         command += ["--parent-pid", str(os.getpid())]
+    command += ["--allow-reshape"] if place.allow_reshape else []
     return command + (["--micro-batch-size", str(micro_batch_size)] if micro_batch_size is not None else [])
 
 
@@ -353,6 +355,7 @@ def main() -> None:
     parser.add_argument("--head", default="localhost", help="host of the rendezvous, where there are several nodes")
     parser.add_argument("--threads", type=int, help="CPU threads of each rank")
     parser.add_argument("--take-over", action="store_true", help="also from an attempt that seems alive: it must end")
+    parser.add_argument("--allow-reshape", action="store_true", help="cut ZeRO's parts anew for another number of ranks")
     parser.add_argument("--prefix", default="", help="put before the command that starts a node's ranks, such as srun")
     given = parser.parse_args()
     place = Place(
@@ -362,6 +365,7 @@ def main() -> None:
         given.head,
         tuple(shlex.split(given.prefix)),
         build_environment(given.threads),
+        allow_reshape=given.allow_reshape,
     )
     sys.exit(supervise(given.run_dir, place, given.take_over))
 

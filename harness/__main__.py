@@ -26,13 +26,18 @@ def plan(
     overrides: Overrides = None,
     runs_dir: RunsDir = Path("runs"),
     dry_run: Annotated[bool, typer.Option(help="Print only; write nothing.")] = False,
+    show_engine: Annotated[bool, typer.Option(help="Print DeepSpeed's configuration of each run instead, as JSON.")] = False,
 ) -> None:
     """Resolve an experiment into runs and cells, print them, and freeze them in runs/<name>/plan.json."""
     from harness.config import load_experiment
     from harness.plan import plan_experiment, print_plan
     from harness.runs import write_plan
+    from harness.zero import show_zero_configs
 
     planned = plan_experiment(load_experiment(experiment, overrides))
+    if show_engine:
+        print(show_zero_configs(planned))
+        return
     print_plan(planned)
     if not dry_run:
         print(f"plan written to {write_plan(planned, runs_dir) / 'plan.json'}")

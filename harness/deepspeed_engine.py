@@ -143,14 +143,23 @@ class DeepSpeedEngine:
         """Take over weights and optimiser state. DeepSpeed runs what code the pickles hold: look at them before."""
         self.engine.load_checkpoint(str(folder), tag=TAG, load_lr_scheduler_states=False)
 
-    def read_universal(self, folder: Path) -> None:
-        """Take over a converted checkpoint, which fits any number of ranks."""
+    def read_universal(self, folder: Path, n_updates: int) -> None:
+        """Take over a converted checkpoint, which fits any number of ranks, after so many updates.
+
+        Note: at stage 3 DeepSpeed 0.19.8 gives every group the first one's weight decay and one counter of updates for all of
+        them, which each then advances; so both are set here.
+        """
+        settings = [{key: value for key, value in group.items() if key != "params"} for group in self.optimizer.param_groups]
         config = self.engine._config
         config.load_universal_checkpoint = True
         try:
             self.read_state(folder)
         finally:
             config.load_universal_checkpoint = False
+        for group, setting in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(setting)
+        for state in self.optimizer.optimizer.state.values():
+            state["step"] = torch.full_like(state["step"], n_updates)
 
 
 def import_deepspeed(ranks: Ranks) -> ModuleType:

@@ -14,7 +14,7 @@ from harness.engine import Engine
 CONVERTER = "deepspeed.checkpoint.ds_to_universal"
 
 
-def read_reshaped(engine: Engine, ranks: Ranks, checkpoint: Path, scratch: Path) -> None:
+def read_reshaped(engine: Engine, ranks: Ranks, checkpoint: Path, scratch: Path, n_updates: int) -> None:
     """Take over a checkpoint that another number of ranks wrote; `scratch` holds the converted copy meanwhile.
 
     Raises:
@@ -23,7 +23,7 @@ def read_reshaped(engine: Engine, ranks: Ranks, checkpoint: Path, scratch: Path)
     assert isinstance(engine, DeepSpeedEngine), "other engines read their own checkpoints at any world size"
     try:
         ranks.decide(lambda: convert(checkpoint, scratch))
-        engine.read_universal(scratch)
+        engine.read_universal(scratch, n_updates)
     finally:
         ranks.decide(lambda: shutil.rmtree(scratch, ignore_errors=True))
 

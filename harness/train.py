@@ -156,14 +156,14 @@ def restore(t: Training, cell: CellRecord) -> None:
     """Go to the newest valid checkpoint on the way to a cell, which rank 0 chooses; else to step 0."""
     found = t.ranks.decide(lambda: find_on_the_way(t.run_dir, cell))
     if found is not None:
-        manifest = t.ranks.together(lambda: read_manifest(found))
+        manifest, t.state = t.ranks.together(lambda: (read_manifest(found), load_state(found)))
         if check_resumable(found, manifest, t.origin, t.allow_reshape):
             from harness.reshape import read_reshaped  # here, since it needs deepspeed
 
-            read_reshaped(t.engine, t.ranks, found, found.parent / f".staging-reshape-{t.attempt.number}")
+            scratch = found.parent / f".staging-reshape-{t.attempt.number}"
+            read_reshaped(t.engine, t.ranks, found, scratch, t.state.step - t.state.skipped_steps)
         else:
             t.engine.read_state(found)
-        t.state = load_state(found)
         check_probe(found, score_probe(t.engine, t.val, t.run), manifest["probe_loss"], t.run)
         t.metrics.note(f"from checkpoint {found.relative_to(t.run_dir)}")
     elif t.state.step:  # the weights are another segment's

@@ -1,7 +1,7 @@
 """A rank in which something goes wrong: `python -m faulty` is `python -m harness.train` with the faults of HARNESS_FAULTS.
 
-Each fault is {"at": place, "do": deed} and may say "rank", "attempt", "n" (at the n-th passing, from 0) and "s" (seconds). Places are
-those of `fault_point`, and "step:<k>": the batch of step k is asked for.
+Each fault is {"at": place, "do": deed} and may say "rank", "attempt", "n" (at the n-th passing, from 0) and "s" (seconds). Places
+are those of `fault_point`, and "step:<k>": the batch of step k is asked for.
 """
 
 import errno

@@ -126,5 +126,26 @@ def width(
     print(f"written to {path}; draw it: python -m results plot {to}")
 
 
+@verify_app.command()
+def parallel(
+    experiment: ExperimentFile,
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps of each case.")] = 50,
+    to: Annotated[Path, typer.Option(help="Where table.json, table.md and each case's files go.")] = Path("runs/verify/parallel"),
+) -> None:
+    """Train the cheapest cell on every engine, 1 and 2 ranks, and compare each step with one torch process."""
+    from harness.config import load_experiment
+    from harness.parity import has_failed, render_markdown, verify_parallel
+    from harness.plan import plan_experiment
+    from harness.runs import write_json
+
+    rows = verify_parallel(plan_experiment(load_experiment(experiment, overrides)), to, steps)
+    table = render_markdown(rows)
+    write_json(to / "table.json", {"format": "scaling-harness-parity", "format_version": 1, "steps": steps, "rows": rows})
+    (to / "table.md").write_text(table + "\n")
+    print(f"{table}\nwritten to {to}")
+    sys.exit(1 if has_failed(rows) else 0)
+
+
 if __name__ == "__main__":
     run_command_line(app)

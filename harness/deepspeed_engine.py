@@ -104,12 +104,12 @@ class DeepSpeedEngine:
         return nullcontext()
 
     def whole_model(self) -> nn.Module:
-        """Return a copy on the CPU, whole on rank 0; weights in training are views of one buffer, which cannot be exported."""
+        """Return a copy on the CPU with every weight, whole on rank 0: ZeRO's are views of flat buffers, or pieces."""
         from deepspeed.runtime.zero import GatheredParameters
 
         whole = build_model(self.what.model)
         for target, parameter in zip(whole.parameters(), self.model.parameters(), strict=True):
-            with GatheredParameters(parameter, enabled=self.stage == 3), torch.no_grad():
+            with GatheredParameters(parameter, enabled=self.stage == 3):
                 if self.ranks.rank == 0:
                     target.data = parameter.detach().cpu().clone()
         return whole

@@ -60,6 +60,7 @@ class Training:
     allow_reshape: bool
     state: TrainState = field(default_factory=TrainState)
     last_save: float = field(default_factory=time.monotonic)
+    agreed_at: float = field(default_factory=time.perf_counter)  # from here to a step's last batch a rank waits for no other
 
 
 def train_run(t: Training) -> None:
@@ -116,10 +117,11 @@ def train_segment(t: Training, cell: CellRecord | None, end_step: int) -> None:
 
 def agree(t: Training, loss: float, grad_norm: float) -> tuple[float, bool, bool, bool, np.ndarray]:
     """Return what all ranks hold in common: mean loss, whether all is finite, to stop, to save, and the step's data digest."""
-    t.attempt.heart.beat("step", t.state.step)
+    t.attempt.heart.beat("step", t.state.step, t.batches.last_given - t.agreed_at)
     is_save_due = t.ranks.rank == 0 and time.monotonic() - t.last_save >= t.run.how.engine.checkpoint_every_s
     mine = np.array([loss, not math.isfinite(loss + grad_norm), t.attempt.stop.look(), is_save_due], dtype=np.float64)
     total = t.ranks.sum(np.concatenate([mine, t.batches.read_digest()]))
+    t.agreed_at = time.perf_counter()
     return float(total[0]) / t.ranks.world_size, not total[1], bool(total[2]), bool(total[3]), total[4:]
 
 

@@ -72,7 +72,7 @@ def list_staging(run_dir: Path) -> list[Path]:
 
 def holds_lease(attempt_dir: Path) -> bool:
     """Say whether no later attempt has been claimed."""
-    return int(list_attempts(attempt_dir.parent.parent)[-1].name) == int(attempt_dir.name)
+    return not any(int(other.name) > int(attempt_dir.name) for other in list_attempts(attempt_dir.parent.parent))
 
 
 def check_lease(attempt_dir: Path) -> None:
@@ -108,8 +108,8 @@ class Heart:
         if phase == self.phase and now - self.last_beat < HEARTBEAT_S:
             return
         self.phase, self.last_beat = phase, now
-        beat = {"pid": os.getpid(), "pid_start": self.pid_start, "host": os.uname().nodename, "phase": phase, "step": step}
-        beat["own_s"] = round(self.own_s / self.n_own, 4)
+        who = {"pid": os.getpid(), "pid_start": self.pid_start, "host": os.uname().nodename}
+        beat = {**who, "phase": phase, "step": step, "own_s": round(self.own_s / self.n_own, 4)}
         self.own_s, self.n_own = 0.0, 0
         os.pwrite(self.descriptor, json.dumps(beat).encode().ljust(HEARTBEAT_BYTES), 0)
         faulthandler.dump_traceback_later(find_patience_s(phase, self.hang_after_s), file=self.stacks)

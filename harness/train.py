@@ -57,7 +57,7 @@ class Training:
     metrics: MetricsWriter
     attempt: Attempt
     origin: Origin
-    allow_reshape: bool
+    allow_reshape: bool = False
     state: TrainState = field(default_factory=TrainState)
     last_save: float = field(default_factory=time.monotonic)
     agreed_at: float = field(default_factory=time.perf_counter)  # from here to a step's last batch a rank waits for no other

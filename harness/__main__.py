@@ -50,7 +50,7 @@ def train(
 
 @app.command()
 def sample(
-    source: Annotated[Path, typer.Argument(help="A run's or a finished cell's folder.")],
+    source: Annotated[Path, typer.Argument(help="A run's, a cell's or a checkpoint's folder.")],
     prompt: Annotated[str, typer.Option(help="What to continue.")] = "\n",
     tokens: Annotated[int, typer.Option(min=1, help="New tokens.")] = 500,
     temperature: Annotated[float, typer.Option(min=0.0, help="0: the likeliest token.")] = 1.0,
@@ -61,7 +61,7 @@ def sample(
     seed: Annotated[int, typer.Option(min=0, help="The same seed draws the same text.")] = 0,
     samples: Annotated[int, typer.Option(min=1, help="Texts to write, side by side in one batch.")] = 1,
 ) -> None:
-    """Let a trained model write; a single text is shown as it is written."""
+    """Let a trained model write; a single text is shown as it is written. Ctrl-C ends it, and what is written stays."""
     from harness.sample import sample_text
     from model.generate import Draw
 
@@ -74,14 +74,14 @@ def sample(
 
 @app.command()
 def export(
-    source: Annotated[Path, typer.Argument(help="A run's or a finished cell's folder.")],
+    source: Annotated[Path, typer.Argument(help="A run's, a cell's or a checkpoint's folder.")],
     folder: Annotated[Path, typer.Option("--to", help="Where config.json and model.safetensors go.")],
 ) -> None:
     """Write a trained model in Hugging Face format: gpt2 and nanogpt as GPT-2, modern as Qwen3."""
-    from harness.sample import load_cell_model
+    from harness.sample import load_trained
     from model.huggingface import export_model
 
-    print(f"{folder}: {export_model(load_cell_model(source)[1], folder)}, for AutoModelForCausalLM.from_pretrained")
+    print(f"{folder}: {export_model(load_trained(source)[1], folder)}, for AutoModelForCausalLM.from_pretrained")
 
 
 @app.command()

@@ -25,6 +25,8 @@ def draw_many(draw: Draw) -> list[float]:
         (Draw(top_k=2), [5 / 7, 2 / 7, 0, 0, 0]),
         (Draw(top_p=0.6), [5 / 7, 2 / 7, 0, 0, 0]),  # the smallest set that holds 0.6
         (Draw(top_p=0.4), [1, 0, 0, 0, 0]),
+        (Draw(top_p=0.0), [1, 0, 0, 0, 0]),
+        (Draw(temperature=1e-40), [1, 0, 0, 0, 0]),
         (Draw(top_p=1.0, top_k=99), [0.5, 0.2, 0.15, 0.1, 0.05]),
         (Draw(temperature=0.5), [x**2 / 0.325 for x in (0.5, 0.2, 0.15, 0.1, 0.05)]),
     ],

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -109,14 +109,23 @@ def width(
     to: Annotated[Path, typer.Option(help="Where coordinate_check.json goes.")] = Path("runs/verify/width"),
 ) -> None:
     """Coordinate check: do activations keep their scale as width grows? Draw it with python -m results plot."""
-    from harness.verify import find_growth, write_check
+    verify_axis(to, "d_model")
 
-    path, facts = write_check(to)
-    last = max(row["step"] for row in facts["rows"])
-    print(f"growth of the change after {last} steps, widest over narrowest (flat: 1)")
-    for name in sorted({row["activation"] for row in facts["rows"]}):
-        standard, mup = (find_growth(facts, one, name, last) for one in ("standard", "mup"))
-        print(f"  {name:20} standard {standard:8.2f}   mup {mup:6.2f}")
+
+@verify_app.command()
+def depth(
+    to: Annotated[Path, typer.Option(help="Where coordinate_check.json goes.")] = Path("runs/verify/depth"),
+) -> None:
+    """The same as depth grows, with base_n_layer under mup."""
+    verify_axis(to, "n_layer")
+
+
+def verify_axis(to: Path, axis: Literal["d_model", "n_layer"]) -> None:
+    """Run a coordinate check, write it and print how the changes grew."""
+    from harness.verify import render_growth, write_check
+
+    path, facts = write_check(to, axis)
+    print(render_growth(facts))
     print(f"written to {path}; draw it: python -m results plot {to}")
 
 

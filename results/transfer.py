@@ -141,7 +141,7 @@ def plot_transfer(cells: pd.DataFrame) -> Picture:
         low = float(sweep["val_loss"].min())
         panels[0].set_ylim(low - 0.02, low + 1.0)
         panels[0].set_ylabel("validation loss (nats per token)")
-        panels[1].legend(title="d_model", frameon=False, loc="upper left")
+        panels[1].legend(title="d_model", frameon=False, loc="upper center")
     caption = "Validation loss against learning rate at each width; triangles: optima, by a parabola through the lowest three."
     return Picture("width_transfer", "Transfer across widths", figure, caption)
 

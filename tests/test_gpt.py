@@ -1,9 +1,13 @@
 """The model is what size.py says it is, attends backwards only, and generates reproducibly."""
 
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
+from conftest import ROOT
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -202,3 +206,40 @@ def test_the_loss_in_chunks_never_keeps_the_logits_of_the_batch() -> None:
     whole, chunk = 32 * 8 * 2_000 * 4, 16 * 2_000 * 4
     assert measure_saved(model, ids, None)[2] >= whole
     assert measure_saved(model, ids, 16 * 2_000)[2] <= max(chunk, 2_000 * 16 * 4)
+
+
+MEASURE_PEAK = """
+import sys, torch
+from model.gpt import GPT
+from model.size import resolve_model
+torch.manual_seed(0)
+model = GPT(resolve_model("gpt2", n_layer=1, n_head=2, d_model=64, vocab_size=50_257, seq_len=256))
+ids = torch.randint(0, 50_257, (8, 256))
+def read_peak():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
+def score(ids):
+    return model.score_in_chunks(model.encode(ids), ids, 2**23) if sys.argv[1] == "chunks" else model(ids, ids)[1]
+score(ids[:1, :8]).backward()  # what torch loads when it is first used
+before = read_peak()
+loss = score(ids)
+loss.backward()
+print((read_peak() - before) // 1024, loss.item())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_at_gpt2s_vocabulary_the_loss_in_chunks_takes_a_fraction_of_the_memory() -> None:
+    """8 x 256 positions: their logits in float32 are 393 MiB, a chunk's 32. Each way in a process of its own, by its peak."""
+    peaks, losses = {}, {}
+    environment = {
+        **os.environ,
+        "MALLOC_MMAP_THRESHOLD_": "1000000",
+    }  # glibc gives large blocks back at once: the peak is the need
+    for way in ("plain", "chunks"):
+        command = [sys.executable, "-c", MEASURE_PEAK, way]
+        peak, loss = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout.split()
+        peaks[way], losses[way] = int(peak), float(loss)
+    print(f"peak above the model, MiB: {peaks}")
+    assert losses["chunks"] == pytest.approx(losses["plain"], rel=1e-5)
+    assert peaks["plain"] > 2 * 393
+    assert peaks["chunks"] < peaks["plain"] / 8

@@ -13,6 +13,8 @@ from harness.engine import TorchEngine
 from harness.metrics import MetricsWriter, convert_to_bpb
 from harness.records import CellRecord, RunRecord
 
+MAX_LOGITS = 2**27  # held at a time: half a GiB in float32
+
 
 def is_evaluation_due(run: RunRecord, step: int) -> bool:
     """Say whether the step from `step` to `step + 1` crossed a multiple of eval.every_tokens."""
@@ -75,7 +77,13 @@ def evaluate(engine: TorchEngine, val: TokenShards, *, seq_len: int, stride: int
 
 
 def score_windows(engine: TorchEngine, windows: torch.Tensor) -> torch.Tensor:
-    """Return the loss at every target. Shapes: windows (n, T + 1) -> (n, T)."""
+    """Return the loss at every target, a few windows at a time where the vocabulary is large. Shapes: (n, T + 1) -> (n, T)."""
+    n_logits = (windows.shape[1] - 1) * engine.model.config.vocab_size  # of one window
+    return torch.cat([score_part(engine, part) for part in torch.split(windows, max(1, MAX_LOGITS // n_logits))])
+
+
+def score_part(engine: TorchEngine, windows: torch.Tensor) -> torch.Tensor:
+    """Return the loss at every target of some windows."""
     with engine.autocast():
         logits, _ = engine.model(windows[:, :-1])
     losses = F.cross_entropy(logits.float().flatten(0, 1), windows[:, 1:].flatten(), reduction="none")

@@ -1,13 +1,9 @@
 """The model is what size.py says it is, attends backwards only, and generates reproducibly."""
 
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
-from conftest import ROOT
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -169,77 +165,3 @@ def test_flops_are_those_that_torch_counts(preset: str) -> None:
         loss.backward()
     assert forward == 2 * 32 * counted.forward.flops_per_token
     assert counter.get_total_flops() == 2 * 32 * counted.flops_per_token
-
-
-def measure_saved(model: GPT, ids: torch.Tensor, chunk_logits: int | None) -> tuple[float, list[torch.Tensor], int]:
-    """Return loss, gradients, and the bytes of the largest tensor kept for the backward pass."""
-    largest = 0
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        nonlocal largest
-        largest = max(largest, tensor.numel() * tensor.element_size())
-        return tensor
-
-    model.zero_grad()
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = model(ids, ids)[1] if chunk_logits is None else model.score_in_chunks(model.encode(ids), ids, chunk_logits)
-        assert loss is not None
-        loss.backward()
-    return loss.item(), [p.grad.clone() for p in model.parameters() if p.grad is not None], largest
-
-
-@pytest.mark.parametrize("options", [{}, {"tied": False, "head_bias": True, "padded_vocab_size": 512}])
-@pytest.mark.parametrize("chunk_logits", [1, 7_000, 10**9])
-def test_the_loss_in_chunks_has_the_same_value_and_gradients(options: dict[str, object], chunk_logits: int) -> None:
-    model = build(vocab_size=500, init_std=0.2, **options)
-    ids = torch.randint(0, 500, (5, 8), generator=torch.Generator().manual_seed(0))
-    plain, plain_grads, _ = measure_saved(model, ids, None)
-    chunked, chunked_grads, _ = measure_saved(model, ids, chunk_logits)
-    assert chunked == pytest.approx(plain, rel=1e-6)
-    for one, other in zip(plain_grads, chunked_grads, strict=True):
-        torch.testing.assert_close(one, other)
-
-
-def test_the_loss_in_chunks_never_keeps_the_logits_of_the_batch() -> None:
-    model = build(vocab_size=2_000)
-    ids = torch.randint(0, 2_000, (32, 8), generator=torch.Generator().manual_seed(0))
-    whole, chunk = 32 * 8 * 2_000 * 4, 16 * 2_000 * 4
-    assert measure_saved(model, ids, None)[2] >= whole
-    assert measure_saved(model, ids, 16 * 2_000)[2] <= max(chunk, 2_000 * 16 * 4)
-
-
-MEASURE_PEAK = """
-import sys, torch
-from model.gpt import GPT
-from model.size import resolve_model
-torch.manual_seed(0)
-model = GPT(resolve_model("gpt2", n_layer=1, n_head=2, d_model=64, vocab_size=50_257, seq_len=256))
-ids = torch.randint(0, 50_257, (8, 256))
-def read_peak():
-    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
-def score(ids):
-    return model.score_in_chunks(model.encode(ids), ids, 2**23) if sys.argv[1] == "chunks" else model(ids, ids)[1]
-score(ids[:1, :8]).backward()  # what torch loads when it is first used
-before = read_peak()
-loss = score(ids)
-loss.backward()
-print((read_peak() - before) // 1024, loss.item())
-"""
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_at_gpt2s_vocabulary_the_loss_in_chunks_takes_a_fraction_of_the_memory() -> None:
-    """8 x 256 positions: their logits in float32 are 393 MiB, a chunk's 32. Each way in a process of its own, by its peak."""
-    peaks, losses = {}, {}
-    environment = {
-        **os.environ,
-        "MALLOC_MMAP_THRESHOLD_": "1000000",
-    }  # glibc gives large blocks back at once: the peak is the need
-    for way in ("plain", "chunks"):
-        command = [sys.executable, "-c", MEASURE_PEAK, way]
-        peak, loss = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout.split()
-        peaks[way], losses[way] = int(peak), float(loss)
-    print(f"peak above the model, MiB: {peaks}")
-    assert losses["chunks"] == pytest.approx(losses["plain"], rel=1e-5)
-    assert peaks["plain"] > 2 * 393
-    assert peaks["chunks"] < peaks["plain"] / 8

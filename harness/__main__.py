@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -50,7 +50,7 @@ def train(
 
 @app.command()
 def sample(
-    source: Annotated[Path, typer.Argument(help="A run's or a finished cell's folder.")],
+    source: Annotated[Path, typer.Argument(help="A run's, a cell's or a checkpoint's folder.")],
     prompt: Annotated[str, typer.Option(help="What to continue.")] = "\n",
     tokens: Annotated[int, typer.Option(min=1, help="New tokens.")] = 500,
     temperature: Annotated[float, typer.Option(min=0.0, help="0: the likeliest token.")] = 1.0,
@@ -61,7 +61,7 @@ def sample(
     seed: Annotated[int, typer.Option(min=0, help="The same seed draws the same text.")] = 0,
     samples: Annotated[int, typer.Option(min=1, help="Texts to write, side by side in one batch.")] = 1,
 ) -> None:
-    """Let a trained model write; a single text is shown as it is written."""
+    """Let a trained model write; a single text is shown as it is written. Ctrl-C ends it, and what is written stays."""
     from harness.sample import sample_text
     from model.generate import Draw
 
@@ -74,14 +74,14 @@ def sample(
 
 @app.command()
 def export(
-    source: Annotated[Path, typer.Argument(help="A run's or a finished cell's folder.")],
+    source: Annotated[Path, typer.Argument(help="A run's, a cell's or a checkpoint's folder.")],
     folder: Annotated[Path, typer.Option("--to", help="Where config.json and model.safetensors go.")],
 ) -> None:
     """Write a trained model in Hugging Face format: gpt2 and nanogpt as GPT-2, modern as Qwen3."""
-    from harness.sample import load_cell_model
+    from harness.sample import load_trained
     from model.huggingface import export_model
 
-    print(f"{folder}: {export_model(load_cell_model(source)[1], folder)}, for AutoModelForCausalLM.from_pretrained")
+    print(f"{folder}: {export_model(load_trained(source)[1], folder)}, for AutoModelForCausalLM.from_pretrained")
 
 
 @app.command()
@@ -109,14 +109,23 @@ def width(
     to: Annotated[Path, typer.Option(help="Where coordinate_check.json goes.")] = Path("runs/verify/width"),
 ) -> None:
     """Coordinate check: do activations keep their scale as width grows? Draw it with python -m results plot."""
-    from harness.verify import find_growth, write_check
+    verify_axis(to, "d_model")
 
-    path, facts = write_check(to)
-    last = max(row["step"] for row in facts["rows"])
-    print(f"growth of the change after {last} steps, widest over narrowest (flat: 1)")
-    for name in sorted({row["activation"] for row in facts["rows"]}):
-        standard, mup = (find_growth(facts, one, name, last) for one in ("standard", "mup"))
-        print(f"  {name:20} standard {standard:8.2f}   mup {mup:6.2f}")
+
+@verify_app.command()
+def depth(
+    to: Annotated[Path, typer.Option(help="Where coordinate_check.json goes.")] = Path("runs/verify/depth"),
+) -> None:
+    """The same as depth grows, with base_n_layer under mup."""
+    verify_axis(to, "n_layer")
+
+
+def verify_axis(to: Path, axis: Literal["d_model", "n_layer"]) -> None:
+    """Run a coordinate check, write it and print how the changes grew."""
+    from harness.verify import render_growth, write_check
+
+    path, facts = write_check(to, axis)
+    print(render_growth(facts))
     print(f"written to {path}; draw it: python -m results plot {to}")
 
 

@@ -118,8 +118,10 @@ def apply_rules(experiment: Experiment, model: ModelConfig, requested_tokens: in
     optim, flops = experiment.optim, count_flops(model)
     if not isinstance(optim.lr, LrRule) and not isinstance(optim.global_batch_size, BatchRule):
         return experiment
+    params = count_params(model)
     scale = Scale(
-        n_params_non_embedding=max(1, count_params(model).n_params_non_embedding),
+        n_params_non_embedding=max(1, params.n_params_non_embedding),
+        n_params_with_head=max(1, params.n_params_non_embedding + params.head_matrix),
         tokens=requested_tokens,
         flops_per_token_non_embedding=max(1, flops.flops_per_token - flops.head),
     )

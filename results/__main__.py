@@ -65,7 +65,7 @@ def plot(source: Source, runs_dir: RunsDir = Path("runs"), params: Params = "tot
     from results.transfer import COORDINATES, has_sweep, load_coordinates, plot_coordinates, plot_transfer
 
     if (source / COORDINATES).is_file():
-        for path in write_pictures([plot_coordinates(load_coordinates(source))], source):
+        for path in write_pictures([plot_coordinates(*load_coordinates(source))], source):
             print(path)
         return
     experiment_dir = find_experiment(source, runs_dir)

@@ -1,5 +1,7 @@
 """Tokens are drawn as asked, and remembering keys and values changes none of them."""
 
+import time
+
 import pytest
 import torch
 
@@ -25,6 +27,8 @@ def draw_many(draw: Draw) -> list[float]:
         (Draw(top_k=2), [5 / 7, 2 / 7, 0, 0, 0]),
         (Draw(top_p=0.6), [5 / 7, 2 / 7, 0, 0, 0]),  # the smallest set that holds 0.6
         (Draw(top_p=0.4), [1, 0, 0, 0, 0]),
+        (Draw(top_p=0.0), [1, 0, 0, 0, 0]),
+        (Draw(temperature=1e-40), [1, 0, 0, 0, 0]),
         (Draw(top_p=1.0, top_k=99), [0.5, 0.2, 0.15, 0.1, 0.05]),
         (Draw(temperature=0.5), [x**2 / 0.325 for x in (0.5, 0.2, 0.15, 0.1, 0.05)]),
     ],
@@ -66,3 +70,25 @@ def test_a_stage_of_the_video_writes_by_the_same_function() -> None:
     columns = list(iter_tokens(model, torch.zeros((2, 1), dtype=torch.long), 5, Draw()))
     assert [column.shape for column in columns] == [(2, 1)] * 5
     assert not columns[0].requires_grad
+
+
+@pytest.mark.slow
+def test_the_large_model_writes_at_least_five_times_as_fast_as_the_video() -> None:
+    """255 tokens from one, so that the context of 256 is just filled; CPU seconds of one thread, in turn."""
+    shape = {"n_layer": 6, "n_head": 6, "d_model": 384, "vocab_size": 65, "seq_len": 256}
+    ours = build_model(resolve_model("nanogpt", **shape)).eval()
+    video = build_model(resolve_model("video", **shape, stage="layer_norm")).eval()
+    n_threads, prompt, ratios = torch.get_num_threads(), torch.zeros((1, 1), dtype=torch.long), []
+    torch.set_num_threads(1)
+    try:
+        for _ in range(3):
+            seconds = []
+            for model in (ours, video):
+                started = time.process_time()
+                model.generate(prompt, 255)
+                seconds.append(time.process_time() - started)
+            print(f"tokens/s: {255 / seconds[0]:.0f} remembering, {255 / seconds[1]:.0f} as the video does")
+            ratios.append(seconds[1] / seconds[0])
+    finally:
+        torch.set_num_threads(n_threads)
+    assert sorted(ratios)[1] > 5

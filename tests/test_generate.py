@@ -65,6 +65,17 @@ def test_remembering_computes_one_position_a_token() -> None:
     assert widths == [4, 1, 1, 1, 1, 1, 1, 1, 1, 12], "the context of 12 is full at the last token"
 
 
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_beyond_the_context_a_token_follows_from_the_last_ones_alone(use_cache: bool) -> None:
+    torch.manual_seed(1)
+    model = GPT(resolve_model("nanogpt", **SHAPE, init_std=0.5)).eval()
+    prompt = torch.randint(0, 13, (4, 15))
+    text = model.generate(prompt, 20, temperature=0.0, use_cache=use_cache)
+    assert torch.equal(text[:, :15], prompt)
+    for end in range(15, 35):
+        assert torch.equal(text[:, end], model(text[:, end - 12 : end])[0][:, -1].argmax(-1))
+
+
 def test_a_stage_of_the_video_writes_by_the_same_function() -> None:
     model = build_model(resolve_model("video", **SHAPE, stage="head"))
     columns = list(iter_tokens(model, torch.zeros((2, 1), dtype=torch.long), 5, Draw()))

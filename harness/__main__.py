@@ -26,13 +26,18 @@ def plan(
     overrides: Overrides = None,
     runs_dir: RunsDir = Path("runs"),
     dry_run: Annotated[bool, typer.Option(help="Print only; write nothing.")] = False,
+    show_engine: Annotated[bool, typer.Option(help="Print DeepSpeed's configuration of each run instead, as JSON.")] = False,
 ) -> None:
     """Resolve an experiment into runs and cells, print them, and freeze them in runs/<name>/plan.json."""
     from harness.config import load_experiment
     from harness.plan import plan_experiment, print_plan
     from harness.runs import write_plan
+    from harness.zero import show_zero_configs
 
     planned = plan_experiment(load_experiment(experiment, overrides))
+    if show_engine:
+        print(show_zero_configs(planned))
+        return
     print_plan(planned)
     if not dry_run:
         print(f"plan written to {write_plan(planned, runs_dir) / 'plan.json'}")
@@ -127,6 +132,27 @@ def verify_axis(to: Path, axis: Literal["d_model", "n_layer"]) -> None:
     path, facts = write_check(to, axis)
     print(render_growth(facts))
     print(f"written to {path}; draw it: python -m results plot {to}")
+
+
+@verify_app.command()
+def parallel(
+    experiment: ExperimentFile,
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps of each case.")] = 50,
+    to: Annotated[Path, typer.Option(help="Where table.json, table.md and each case's files go.")] = Path("runs/verify/parallel"),
+) -> None:
+    """Train the cheapest cell on every engine, 1 and 2 ranks, and compare each step with one torch process."""
+    from harness.config import load_experiment
+    from harness.parity import has_failed, render_markdown, verify_parallel
+    from harness.plan import plan_experiment
+    from harness.runs import write_json
+
+    rows = verify_parallel(plan_experiment(load_experiment(experiment, overrides)), to, steps)
+    table = render_markdown(rows)
+    write_json(to / "table.json", {"format": "scaling-harness-parity", "format_version": 1, "steps": steps, "rows": rows})
+    (to / "table.md").write_text(table + "\n")
+    print(f"{table}\nwritten to {to}")
+    sys.exit(1 if has_failed(rows) else 0)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from data_prep.shards import Manifest, check_sizes, load_manifest
 from harness.config import BUDGET_KEYS, BatchRule, ConfigError, Experiment, LrRule, Size, parse_experiment, set_key
 from harness.records import CellRecord, DataRecord, How, Optim, Plan, Role, RunRecord, What, hash_record
 from harness.schedule import Schedule
+from harness.zero import check_engine, list_cautions
 from model.parametrization import BATCH_RULES, LR_RULES, Scale
 from model.size import ModelConfig, SizeError, count_flops, count_params, resolve_model
 
@@ -199,6 +200,7 @@ def add_cells(
         n_steps = round_to_steps(experiment, requested_tokens)
         check_epochs(experiment, data, requested_tokens)
         what = resolve_what(experiment, data, model, seed, n_steps)
+        check_engine(what, experiment.engine)
         run_id = f"{model.size}-s{seed}-{hash_record(what.model_dump(mode='json'))[:10]}"
         cell = resolve_cell(experiment, data, what, run_id, requested_tokens, n_steps, role)
         run = runs.get(run_id) or RunRecord(
@@ -272,10 +274,11 @@ def hash_weights(init_from: str | None) -> str | None:
 
 def resolve_how(experiment: Experiment, data: DataRecord) -> How:
     """Collect what may change between attempts."""
-    check_micro_batch(read_batch_size(experiment), experiment.engine.micro_batch_size, world_size=1)
+    engine = experiment.engine
+    check_micro_batch(read_batch_size(experiment), engine.micro_batch_size, engine.world_size or 1)
     return How(
         data_dir=data.dir,
-        engine=experiment.engine,
+        engine=engine,
         eval=experiment.eval,
         track=experiment.track,
         init_from=resolve_init(experiment),
@@ -462,3 +465,5 @@ def print_plan(plan: Plan) -> None:
     print(f"training FLOPs {shared:.3g}; {alone:.3g} without shared trunks ({shared / alone:.2f}x)")
     repeated = sum(cell.epochs > 1 for cell in plan.cells)
     print(f"data: {plan.data.source}, {plan.data.train_tokens:,} training tokens; {repeated} cells repeat some of it")
+    for caution in list_cautions(plan):
+        print(f"caution: {caution}", file=sys.stderr)

@@ -32,7 +32,7 @@ def test_at_the_base_width_both_are_one(facts: dict[str, object]) -> None:
 
 def test_a_forgotten_factor_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     """The check is checked: with hidden matrices learning at the full rate, mup's changes grow."""
-    monkeypatch.setattr("harness.engine.scale_lr", lambda config, role: 1.0)
+    monkeypatch.setattr("harness.optimizer.scale_lr", lambda config, role: 1.0)
     facts = check_axis("d_model", (64, 256), seeds=(0,), n_steps=2)
     assert find_growth(facts, "mup", "last mlp", 2) > 2.5
 
@@ -44,7 +44,7 @@ def test_the_learning_rate_factor_reaches_the_optimiser(data_dir, tmp_path) -> N
     assert run.cells[0].parametrization == "mup"
     engine = verify.TorchEngine(run.what, run.how.engine, verify.Ranks(0, 1, verify.torch.device("cpu")))
     engine.step(1.0)
-    groups = {tuple(group[key] for key in ("lr", "weight_decay", "eps")) for group in engine.optimizer.param_groups}
+    groups = {tuple(group[key] for key in ("lr", "weight_decay", "eps")) for group in engine.optimizers[0].param_groups}
     embeddings, blocks, norms, last_norm = (1.0, 0.1, 1e-8), (0.5, 0.2, 5e-9), (1.0, 0.0, 5e-9), (1.0, 0.0, 1e-8)
     assert groups == {embeddings, blocks, norms, last_norm}
     assert describe_run(build_checked("d_model", 64, "standard"), 0).model.parametrization is None

@@ -46,11 +46,12 @@ def plan(
 @app.command()
 def train(
     run_dir: Annotated[Path, typer.Argument(help="runs/<experiment>/<run_id>, as the plan wrote it.")],
+    allow_reshape: Annotated[bool, typer.Option(help="Cut ZeRO's parts anew for another number of ranks.")] = False,
 ) -> None:
     """Train one run in this process (under torchrun: torchrun ... -m harness.train <run dir>)."""
     from harness.train import run_attempt
 
-    sys.exit(run_attempt(run_dir, None, None))
+    sys.exit(run_attempt(run_dir, None, None, allow_reshape=allow_reshape))
 
 
 @app.command()

@@ -115,14 +115,51 @@ class DeepSpeedEngine:
         return whole
 
     def write_state(self, folder: Path) -> None:
-        """Write weights and optimiser state; each rank writes its part under names with its rank."""
-        self.engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
-        if self.ranks.rank == 0:
-            (folder / "zero_to_fp32.py").unlink(missing_ok=True)  # a program that DeepSpeed leaves in every checkpoint
+        """Write weights and optimiser state; each rank writes its part under names with its rank.
+
+        Note: save_checkpoint has barriers, so a rank whose disk refuses raises only after them; the others would wait for it.
+        """
+        refusals: list[Exception] = []
+        writer = self.engine.checkpoint_engine
+        save = writer.save
+
+        def save_or_note(*arguments: Any, **options: Any) -> None:  # noqa: ANN401 - DeepSpeed's
+            try:
+                save(*arguments, **options)
+            except (OSError, RuntimeError) as error:  # torch.save raises the latter over the former
+                refusals.append(error)
+
+        writer.save = save_or_note
+        try:
+            self.engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+        finally:
+            writer.save = save
+        if refusals:
+            raise refusals[0]
+        for program in folder.glob("*.py"):
+            program.unlink()  # DeepSpeed leaves its conversion script in every checkpoint
 
     def read_state(self, folder: Path) -> None:
         """Take over weights and optimiser state. DeepSpeed runs what code the pickles hold: look at them before."""
         self.engine.load_checkpoint(str(folder), tag=TAG, load_lr_scheduler_states=False)
+
+    def read_universal(self, folder: Path, n_updates: int) -> None:
+        """Take over a converted checkpoint, which fits any number of ranks, after so many updates.
+
+        Note: at stage 3 DeepSpeed 0.19.8 gives every group the first one's weight decay and one counter of updates for all of
+        them, which each then advances; so both are set here.
+        """
+        settings = [{key: value for key, value in group.items() if key != "params"} for group in self.optimizer.param_groups]
+        config = self.engine._config
+        config.load_universal_checkpoint = True
+        try:
+            self.read_state(folder)
+        finally:
+            config.load_universal_checkpoint = False
+        for group, setting in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(setting)
+        for state in self.optimizer.optimizer.state.values():
+            state["step"] = torch.full_like(state["step"], n_updates)
 
 
 def import_deepspeed(ranks: Ranks) -> ModuleType:

@@ -13,9 +13,9 @@ from typing import Any, Self
 from safetensors.torch import save_model
 from torch import nn
 
-from harness.attempt import utc_now
 from harness.checkpoint import TrainState
 from harness.distributed import Ranks, describe_machine
+from harness.ending import utc_now
 from harness.records import CellRecord, RunRecord
 from harness.runs import write_json
 

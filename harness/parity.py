@@ -18,8 +18,9 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import load_file, save_model
 
-from harness.attempt import StopWish
+from harness.attempt import Attempt
 from harness.batches import open_data
+from harness.checkpoint import describe_origin
 from harness.config import ConfigError, EngineSection, EvalSection, Precision, TrackSection
 from harness.distributed import Ranks, join_ranks
 from harness.engine import open_engine
@@ -160,8 +161,11 @@ def train_case(case_dir: Path, ranks: Ranks) -> None:
     run = load_case(case_dir)
     val, batches = open_data(run, ranks)
     engine = open_engine(run, ranks)
-    with MetricsWriter(case_dir if ranks.rank == 0 else None) as metrics:
-        training = Training(run, case_dir, ranks, batches, val, engine, metrics, StopWish())
+    with (
+        MetricsWriter(case_dir if ranks.rank == 0 else None) as metrics,
+        Attempt.joined(case_dir, ranks.rank, ranks.world_size, NEVER_S, None) as attempt,
+    ):
+        training = Training(run, case_dir, ranks, batches, val, engine, metrics, attempt, describe_origin(run, ranks, 1))
         train_segment(training, run.cells[0], run.cells[0].n_steps)
     model = engine.whole_model()
     if ranks.rank == 0:

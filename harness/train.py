@@ -20,6 +20,8 @@ from harness.attempt import DivergedError, Ending, StoppedError, StopWish, claim
 from harness.batches import Batches, chain_receipt, open_data
 from harness.checkpoint import TrainState, find_on_the_way, load_checkpoint, publish_checkpoint, remove_checkpoints
 from harness.config import run_command_line
+from harness.console import count_steps_left
+from harness.devices import Devices, open_devices
 from harness.distributed import Ranks, describe_machine, join_ranks
 from harness.engine import TorchEngine, open_engine, seed_step
 from harness.evaluate import evaluate_state, is_evaluation_due
@@ -27,6 +29,7 @@ from harness.metrics import MetricsWriter, StepWindow, write_summary
 from harness.records import CellRecord, RunRecord
 from harness.runs import find_cell_dir, list_pending_cells, load_run
 from harness.schedule import compute_lr
+from harness.wandb_mirror import start_mirror
 
 
 @dataclass
@@ -41,6 +44,8 @@ class Training:
     engine: TorchEngine
     metrics: MetricsWriter
     stop: StopWish
+    devices: Devices
+    counted_to: float = field(default_factory=time.monotonic)  # the moment up to which state.wall_s has counted
     state: TrainState = field(default_factory=TrainState)
     last_save: float = field(default_factory=time.monotonic)
 
@@ -60,24 +65,26 @@ def train_run(t: Training) -> None:
 def train_segment(t: Training, cell: CellRecord | None, end_step: int) -> None:
     """Take optimiser steps up to `end_step`: on the trunk (no cell), or in a cell's cooldown. This is the loop."""
     what, n_micro_steps = t.run.what, t.batches.n_micro_steps
-    window = StepWindow(t.run, cell)
+    window = StepWindow(t.run, cell, t.devices, t.metrics)
+    t.metrics.expect(count_steps_left(list_pending_cells(t.run_dir, t.run), cell, t.state.step))
     for step in range(t.state.step, end_step):
-        started = time.perf_counter()
+        window.begin_step()
         lr = compute_lr(step, what.optim.lr, what.schedule, what.n_steps, cell)
         seed_step(what.seed, step, t.ranks.rank)
-        data_s, loss = 0.0, torch.zeros((), device=t.ranks.device)
+        loss = torch.zeros((), device=t.ranks.device)
         for micro_step in range(n_micro_steps):
-            asked = time.perf_counter()
+            window.lap("compute")
             ids, targets = t.batches.batch(step, micro_step)
-            data_s += time.perf_counter() - asked
+            window.lap("data")
             loss += t.engine.backward(ids, targets, micro_step=micro_step, n_micro_steps=n_micro_steps)
-        grad_norm = float(t.engine.clip())
-        mean_loss, stop_now, save_now, limbs = agree(t, float(loss))
+        grad_norm, own_loss = float(t.engine.clip()), float(loss)  # waits for the device, once a step
+        window.lap("compute")
+        mean_loss, stop_now, save_now, limbs = agree(t, own_loss)
+        window.lap("agree")
         if not math.isfinite(mean_loss + grad_norm):
             raise DivergedError(f"loss {mean_loss:g}, gradient norm {grad_norm:g} at step {step + 1}, not finite")
         t.engine.step(lr)
-
-        seconds = time.perf_counter() - started
+        seconds = window.end_step()
         t.state = replace(
             t.state,
             step=step + 1,
@@ -85,9 +92,9 @@ def train_segment(t: Training, cell: CellRecord | None, end_step: int) -> None:
             train_loss=mean_loss,
             train_s=t.state.train_s + seconds,
         )
-        window.add(seconds, data_s)
+        window.show(t.state)
         if step == 0 or (step + 1) % t.run.how.track.log_every_steps == 0 or step + 1 == end_step:
-            window.write(t.metrics, t.state, lr, grad_norm)
+            window.write(t.state, lr, grad_norm)
         if is_evaluation_due(t.run, step) or step + 1 == end_step:
             t.state = evaluate_state(t.engine, t.val, t.run, cell, t.state, t.metrics)
         if stop_now or save_now:
@@ -108,18 +115,28 @@ def finish_cell(t: Training, cell: CellRecord) -> None:
     """Write a cell's weights and then its row, which says done. The last step was evaluated as the segment's end."""
     if t.state.val_loss is None or not math.isfinite(t.state.val_loss):
         raise DivergedError(f"validation loss {t.state.val_loss} at step {t.state.step}, not finite")
+    count_wall(t)
     if t.ranks.rank == 0:
-        write_summary(find_cell_dir(t.run_dir, cell), t.run, cell, t.state, t.engine, t.stop.attempt_number)
-        remove_checkpoints(find_cell_dir(t.run_dir, cell) / "checkpoints")
+        cell_dir = find_cell_dir(t.run_dir, cell)
+        write_summary(cell_dir, t.run, cell, t.state, t.engine, t.devices, t.stop.attempt_number)
+        remove_checkpoints(cell_dir / "checkpoints")
     t.ranks.share("cell finished")
 
 
 def save(t: Training, cell: CellRecord | None) -> None:
     """Publish a checkpoint of the trunk or of a cell's cooldown, from rank 0 while the others wait."""
+    count_wall(t)
     if t.ranks.rank == 0:
         publish_checkpoint(t.run_dir, t.run, cell, t.state, t.engine.state_dict())
     t.ranks.share("saved")
     t.last_save = time.monotonic()
+
+
+def count_wall(t: Training) -> None:
+    """Bring the seconds of the path from step 0 up to now; what an attempt did after its last save is lost with it."""
+    now = time.monotonic()
+    passed, t.counted_to = now - t.counted_to, now
+    t.state = replace(t.state, wall_s=t.state.wall_s + passed, device_s=t.state.device_s + passed * t.ranks.world_size)
 
 
 def restore(t: Training, cell: CellRecord) -> None:
@@ -135,7 +152,7 @@ def restore(t: Training, cell: CellRecord) -> None:
 
 def run_attempt(run_dir: Path, attempt_dir: Path | None, parent_pid: int | None) -> int:
     """Train a run to its end, or as far as it goes; record how it ended and return the exit status."""
-    run = load_run(run_dir)
+    run, started = load_run(run_dir), time.monotonic()
     ranks = join_ranks(run.how.engine.device)
     if ranks.device.type == "cpu":
         keep_freed_memory()
@@ -143,18 +160,22 @@ def run_attempt(run_dir: Path, attempt_dir: Path | None, parent_pid: int | None)
         attempt_dir = attempt_dir or claim_attempt(run_dir)
         write_attempt(attempt_dir, describe_machine(ranks))
     stop = StopWish(attempt_dir, parent_pid) if ranks.rank == 0 else StopWish()
+    mirror = start_mirror(run, run_dir, stop.attempt_dir)
     with stop.listening(), Ending(stop.attempt_dir) as ending:
-        train_opened(run, run_dir, ranks, stop, ending)
+        train_opened(run, run_dir, ranks, stop, ending, started)
     ranks.close()
+    if mirror is not None:
+        mirror.close()
     return ending.status
 
 
-def train_opened(run: RunRecord, run_dir: Path, ranks: Ranks, stop: StopWish, ending: Ending) -> None:
+def train_opened(run: RunRecord, run_dir: Path, ranks: Ranks, stop: StopWish, ending: Ending, started: float) -> None:
     """Open data, model and record, and train; all of it is let go again before the ranks part."""
     val, batches = open_data(run, ranks)
     engine = open_engine(run, ranks)
     with MetricsWriter(stop.attempt_dir) as metrics:
-        t = Training(run, run_dir, ranks, batches, val, engine, metrics, stop)
+        devices = open_devices(ranks, run.what.precision)
+        t = Training(run, run_dir, ranks, batches, val, engine, metrics, stop, devices, counted_to=started)
         ending.watch(lambda: t.state.step)
         train_run(t)
 

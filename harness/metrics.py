@@ -15,13 +15,13 @@ from typing import Any, Self
 
 import torch
 from safetensors.torch import save_model
+from torch import nn
 
-from harness.attempt import utc_now
 from harness.checkpoint import TrainState
 from harness.console import Console
 from harness.devices import Devices
-from harness.distributed import describe_machine
-from harness.engine import TorchEngine
+from harness.distributed import Ranks, describe_machine
+from harness.ending import utc_now
 from harness.records import CellRecord, RunRecord
 from harness.runs import write_json
 
@@ -143,13 +143,14 @@ def write_summary(
     run: RunRecord,
     cell: CellRecord,
     state: TrainState,
-    engine: TorchEngine,
+    model: nn.Module,
+    ranks: Ranks,
     devices: Devices,
     n_attempts: int,
 ) -> None:
     """Write a finished cell's weights, then its row, achieved beside planned (harness/FORMAT.md, summary.json)."""
     weights = cell_dir / "model.safetensors"
-    save_model(engine.model, str(weights))
+    save_model(model, str(weights))
     tokens = state.step * run.tokens_per_step
     assert state.val_loss is not None, "a finished cell was evaluated"
     planned = cell.model_dump(mode="json", exclude={"n_steps"})
@@ -189,7 +190,7 @@ def write_summary(
         "wall_s": state.wall_s,
         "device_s": state.device_s,
         "attempts": n_attempts,
-        **describe_machine(engine.ranks),
+        **describe_machine(ranks, run.how.engine),
         **describe_extras(run),
         "finished_utc": utc_now(),
     }
@@ -199,6 +200,7 @@ def write_summary(
 def describe_extras(run: RunRecord) -> dict[str, str | None]:
     """Return the versions of what not every run uses, None where this one does not."""
     return {
+        "deepspeed_version": version("deepspeed") if run.how.engine.kind == "deepspeed" else None,
         "cuda_version": torch.version.cuda if torch.cuda.is_available() else None,
         "wandb_version": version("wandb") if run.how.track.wandb != "off" and find_spec("wandb") else None,
     }

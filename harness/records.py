@@ -5,11 +5,11 @@ A run's `what` fixes its results, and its hash is the id; the `how` may change b
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
-from harness.config import EngineSection, EvalSection, TrackSection
+from harness.config import EngineSection, EvalSection, Precision, TrackSection
 from harness.schedule import CooldownShape, Schedule, ScheduleKind
 from model.size import ModelConfig
 
@@ -43,20 +43,21 @@ class DataRecord(Record):
 class Optim(Record):
     """The optimiser as resolved."""
 
-    kind: Literal["adamw"]
+    kind: Literal["adamw", "muon"]
     lr: float
     betas: tuple[float, float]
     eps: float
     weight_decay: float
     grad_clip: float | None
     global_batch_size: int
+    skip_spikes: bool | None = None
 
 
 class What(Record):
     """Everything that fixes a run's results, but for budgets under wsd."""
 
     model: ModelConfig
-    precision: Literal["fp32", "bf16_autocast"]
+    precision: Precision
     data_content_id: str
     seed: int
     data_seed: int
@@ -129,6 +130,11 @@ class RunRecord(Record):
     how: How
     data: DataRecord
     cells: tuple[CellRecord, ...]
+
+    def with_engine(self, **changes: object) -> Self:
+        """Return the run with other values of [engine]: how it is trained, not what."""
+        engine = self.how.engine.model_copy(update=changes)
+        return self.model_copy(update={"how": self.how.model_copy(update={"engine": engine})})
 
     @property
     def n_trunk_steps(self) -> int:

@@ -49,9 +49,9 @@ class Mirror:
             warn(f"the mirror's process ended by {signal.Signals(-status).name}", self.run_dir)
 
 
-def start_mirror(run: RunRecord, run_dir: Path, attempt_dir: Path | None) -> Mirror | None:
+def start_mirror(run: RunRecord, run_dir: Path, attempt_dir: Path) -> Mirror | None:
     """Start mirroring an attempt, where the experiment asks for it, from rank 0."""
-    if run.how.track.wandb == "off" or attempt_dir is None:
+    if run.how.track.wandb == "off":
         return None
     if importlib.util.find_spec("wandb") is None:
         warn("it is not installed (pip install wandb)", run_dir)

@@ -114,9 +114,8 @@ def bench(
     json_file: Annotated[Path | None, typer.Option("--json", help="Append the rows to this file of JSON lines.")] = None,
     nanogpt: Annotated[Path | None, typer.Option(help="A checkout of nanoGPT to time beside ours, on this CPU.")] = None,
     trainer: Annotated[
-        bool, typer.Option(help="With --nanogpt: the whole trainer beside train.py, not the model alone.")
-    ] = False,
-    data: Annotated[Path | None, typer.Option(help="With --trainer: the prepared tokens that both train on.")] = None,
+        Path | None, typer.Option(help="With --nanogpt: the whole trainer beside train.py, both on this prepared data.")
+    ] = None,
     shape: Annotated[str, typer.Option(help="With --nanogpt: toy, char or bpe.")] = "toy",
     at_once: Annotated[int, typer.Option(min=1, help="With --trainer: processes at a time.")] = 1,
     blocks: Annotated[int, typer.Option(min=2, help="Timed blocks of each side, in turn.")] = 12,
@@ -129,7 +128,7 @@ def bench(
     if nanogpt is not None:
         from harness.bench_report import report_nanogpt
 
-        report_nanogpt(nanogpt, shape, blocks, threads, steps, at_once=at_once, data_dir=data if trainer else None)
+        report_nanogpt(nanogpt, shape, blocks, threads, steps, at_once=at_once, data_dir=trainer)
     elif experiment is None:
         raise ConfigError("bench: there is nothing to time; give an experiment file, or --nanogpt with a checkout")
     else:

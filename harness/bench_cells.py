@@ -251,7 +251,7 @@ def bench_sharing(run: RunRecord, variant: Variant, micro_batch_size: int, count
     sides = [open_side(run, variant, 1) for _ in range(max(counts))]
     try:
         rows = [Row(variant, micro_batch_size, n_cells=count) for count in counts]
-        n_steps = [warm_up(side, rows[0]) for side in sides][0]
+        n_steps = min([warm_up(side, rows[0]) for side in sides])
         if not n_steps:
             raise ConfigError(f"{max(counts)} cells at a time do not fit this device; use fewer")
         for _ in range(n_blocks):

@@ -105,7 +105,7 @@ def report_cell(plan: Plan, choice: Choice, *, n_blocks: int, n_threads: int, pr
     print(f"{run.size}, {where}\n\n{render_rows(rows)}")
     if json_file is not None:
         with json_file.open("a") as file:
-            file.writelines(json.dumps(describe_row(run, row, n_threads)) + "\\n" for row in rows)
+            file.writelines(json.dumps(describe_row(run, row, n_threads)) + "\n" for row in rows)
     if choice.micro_batches == "search":
         print(f"\\nfastest: engine.micro_batch_size = {find_fastest(rows).micro_batch_size}")
     if profiled:

@@ -50,7 +50,8 @@ def compare_trainers(setting: Setting, nanogpt: Path, data_dir: Path, n_blocks: 
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         copy_nanogpt(nanogpt, work / "nanogpt", data_dir)
-        ours, theirs = [], []
+        ours: list[float] = []
+        theirs: list[float] = []
         for block in range(n_blocks):
             sides = [(ours, run_ours), (theirs, run_theirs)]
             for speeds, run_side in sides if block % 2 else reversed(sides):
@@ -158,4 +159,5 @@ def render_trainers(name: str, setting: Setting, ours: list[float], theirs: list
     shape = setting.shape
     what = f"{name}: {shape.n_layer} layers, width {shape.d_model}, block {shape.seq_len}, batch {shape.batch_size}"
     speeds = f"{statistics.median(theirs):,.0f} | {statistics.median(ours):,.0f}"
-    return f"| {what} | {setting.n_at_once} x {setting.n_threads} | {speeds} | {median:.2f} ({low:.2f} to {high:.2f}) | {len(ours)} |"
+    processes = f"{setting.n_at_once} x {setting.n_threads}"
+    return f"| {what} | {processes} | {speeds} | {median:.2f} ({low:.2f} to {high:.2f}) | {len(ours)} |"

@@ -39,7 +39,7 @@ def measure_loss(n_positions: int, d_model: int, vocab_size: int, device: torch.
                 value = loss()
             value.backward()  # type: ignore[no-untyped-call]
             x.grad = weight.grad = None
-            float(value)  # waits for the device
+            float(value.detach())  # waits for the device
             seconds.append(time.perf_counter() - started)
         peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else read_resident_peak()
         rows.append({"loss": name, "n_positions": n_positions, "d_model": d_model, "vocab_size": vocab_size})

@@ -24,7 +24,7 @@ from harness.plan import plan_experiment
 from harness.runs import find_code_root, read_rows, write_plan
 
 N_WARM = 5  # steps of each process that are not counted
-BLOCK_STEPS = {"toy": 60, "char": 8, "bpe": 6}
+BLOCK_STEPS = {"toy": 60, "char": 8, "bpe": 4}
 TIMEOUT_S = 300.0
 ITERATION = re.compile(r"^iter (\d+): loss [\d.]+, time ([\d.]+)ms", re.MULTILINE)
 

@@ -91,23 +91,65 @@ def export(
 
 
 @app.command()
-def bench(
-    nanogpt: Annotated[Path, typer.Option(help="A checkout of nanoGPT, whose model.py is timed beside ours.")],
-    shape: Annotated[str, typer.Option(help="toy, char or bpe.")] = "toy",
-    blocks: Annotated[int, typer.Option(min=2, help="Timed blocks of each side.")] = 12,
-    threads: Annotated[int, typer.Option(min=1)] = 2,
-    steps: Annotated[int, typer.Option(min=0, help="Compare losses after this many equal batches.")] = 400,
+def mirror(
+    run_dir: Annotated[Path, typer.Argument(help="runs/<experiment>/<run_id>.")],
+    mode: Annotated[str, typer.Option(help="online sends; offline writes folders for wandb sync.")] = "online",
 ) -> None:
-    """Time the model alone on this CPU beside nanoGPT's, block by block in turn."""
-    from harness.bench import SHAPES, compare_speed, render_comparison
+    """Send a run's metrics to wandb, again or for the first time; what wandb holds already is not sent twice."""
+    from harness.config import ConfigError
+    from harness.wandb_mirror import Watch, mirror_run
+
+    if mode not in ("online", "offline"):
+        raise ConfigError(f"--mode={mode}, is not one; use online or offline")
+    mirror_run(run_dir, "online" if mode == "online" else "offline", Watch(None, None))
+
+
+@app.command()
+def bench(
+    experiment: Annotated[Path | None, typer.Argument(help="An experiment file (*.toml); none beside --nanogpt.")] = None,
+    overrides: Overrides = None,
+    size: Annotated[str | None, typer.Option(help="Which size of the grid, such as l6-h6-d384; the largest otherwise.")] = None,
+    engines: Annotated[str, typer.Option(help="Of torch, zero0 to zero3, with commas; the experiment's otherwise.")] = "",
+    precisions: Annotated[str, typer.Option(help="Of fp32, bf16_autocast, bf16_native, with commas.")] = "",
+    compiled: Annotated[str, typer.Option("--compile", help="off, on or both.")] = "off",
+    micro_batches: Annotated[str, typer.Option(help="Numbers with commas, or search: halve the global batch.")] = "",
+    share: Annotated[str, typer.Option(help="Cells at a time, with commas: 1,2,4,8.")] = "",
+    profile: Annotated[bool, typer.Option(help="Print where the time of a step goes.")] = False,
+    probe: Annotated[bool, typer.Option(help="Only say from 20 steps how long the rest of the experiment will take.")] = False,
+    own_work: Annotated[bool, typer.Option(help="Time what the loop itself takes for a step, without a model.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Append the rows to this file of JSON lines.")] = None,
+    nanogpt: Annotated[Path | None, typer.Option(help="A checkout of nanoGPT to time beside ours, on this CPU.")] = None,
+    trainer: Annotated[
+        Path | None, typer.Option(help="With --nanogpt: the whole trainer beside train.py, both on this prepared data.")
+    ] = None,
+    shape: Annotated[str, typer.Option(help="With --nanogpt: toy, char or bpe.")] = "toy",
+    at_once: Annotated[int, typer.Option(min=1, help="With --trainer: processes at a time.")] = 1,
+    blocks: Annotated[int, typer.Option(min=2, help="Timed blocks of each side, in turn.")] = 12,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of a process.")] = 2,
+    steps: Annotated[int, typer.Option(min=0, help="With --nanogpt: compare losses after this many equal batches.")] = 400,
+) -> None:
+    """Time a cell of an experiment over engines, precisions, compilation and micro-batches; or ours beside nanoGPT."""
     from harness.config import ConfigError
 
-    if shape not in SHAPES:
-        raise ConfigError(f"--shape={shape}, is not one; use {', '.join(SHAPES)}")
-    found = compare_speed(SHAPES[shape], nanogpt, n_blocks=blocks, n_threads=threads, n_steps=steps)
-    print("| shape | threads | nanoGPT tokens/s | harness tokens/s | ratio, median (quartiles) | steps: losses |")
-    print("|---|---|---|---|---|---|")
-    print(render_comparison(shape, SHAPES[shape], found, threads))
+    if nanogpt is not None:
+        from harness.bench_report import report_nanogpt
+
+        report_nanogpt(nanogpt, shape, blocks, threads, steps, at_once=at_once, data_dir=trainer)
+    elif experiment is None:
+        raise ConfigError("bench: there is nothing to time; give an experiment file, or --nanogpt with a checkout")
+    else:
+        from harness.bench_report import Choice, report_cell, report_own_work, report_probe
+        from harness.config import load_experiment
+        from harness.plan import plan_experiment
+
+        planned = plan_experiment(load_experiment(experiment, overrides))
+        if probe:
+            report_probe(planned, Path("runs"))
+        elif own_work:
+            report_own_work(planned, size)
+        else:
+            choice = Choice(size, engines, precisions, compiled, micro_batches, share)
+            report_cell(planned, choice, n_blocks=blocks, n_threads=threads, profiled=profile, json_file=json_file)
 
 
 @verify_app.command()

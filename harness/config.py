@@ -202,7 +202,7 @@ class TrackSection(Section):
     """Where progress is written, besides the run's own metrics.jsonl."""
 
     log_every_steps: PositiveInt = 10
-    wandb: Literal["off"] = "off"
+    wandb: Literal["off", "offline", "online"] = "off"  # a copy for wandb, made beside the training
 
 
 class Experiment(Section):

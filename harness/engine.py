@@ -24,6 +24,9 @@ from model.size import SizeError
 from model.tutorial import Bigram, build_model
 
 
+ENGINE_STATE = "engine.pt"  # the torch engine's file in a checkpoint
+
+
 class Engine(Protocol):
     """What the loop asks of an engine. A step is `backward` for each micro-step, `clip`, and then `step` or `skip`."""
 
@@ -127,11 +130,11 @@ class TorchEngine:
     def write_state(self, folder: Path) -> None:
         """Write weights and optimiser state, the same on all ranks, from rank 0."""
         if self.ranks.rank == 0:
-            torch.save(self.state_dict(), folder / "engine.pt")
+            torch.save(self.state_dict(), folder / ENGINE_STATE)
 
     def read_state(self, folder: Path) -> None:
         """Take over weights and optimiser state; no code in the file can run."""
-        self.load_state_dict(torch.load(folder / "engine.pt", map_location=self.ranks.device, weights_only=True))
+        self.load_state_dict(torch.load(folder / ENGINE_STATE, map_location=self.ranks.device, weights_only=True))
 
     def state_dict(self) -> dict[str, Any]:
         """Return weights and optimiser state."""

@@ -16,9 +16,9 @@ from harness.engine import Engine
 from harness.metrics import MetricsWriter, convert_to_bpb
 from harness.records import CellRecord, RunRecord
 
-MAX_LOGITS = 2**27  # held at a time: half a GiB in float32
 PROBE_WINDOWS = 8
 PROBE_TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}  # relative; another device or number of ranks rounds otherwise
+MAX_LOGITS = 2**27  # held at a time: half a GiB in float32
 
 
 def is_evaluation_due(run: RunRecord, step: int) -> bool:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from data_prep.tokenizer import load_tokenizer
-from harness.checkpoint import find_fault, find_newest, load_checkpoint
+from harness.checkpoint import find_fault, find_newest
 from harness.config import ConfigError
+from harness.engine import ENGINE_STATE
 from harness.records import RunRecord
 from harness.runs import find_cell_dir, is_cell_done, load_run
 from model.generate import Draw, iter_tokens
@@ -55,7 +56,11 @@ def load_trained(source: Path) -> tuple[RunRecord, GPT | Bigram]:
         return run, model
     if folder != source.resolve():
         print(f"{source}: not finished; from its checkpoint at step {int(folder.name):,}", file=sys.stderr)
-    model.load_state_dict(load_checkpoint(folder, torch.device("cpu"))[1]["model"])
+    if not (folder / ENGINE_STATE).is_file():
+        raise ConfigError(
+            f'{folder}: engine.kind="deepspeed", its weights lie in parts until the cell is done; sample a finished cell'
+        )
+    model.load_state_dict(torch.load(folder / ENGINE_STATE, map_location="cpu", weights_only=True)["model"])
     return run, model
 
 

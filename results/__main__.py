@@ -98,6 +98,18 @@ def transfer(source: Source, runs_dir: RunsDir = Path("runs")) -> None:
 
 
 @app.command()
+def baseline(source: Source, runs_dir: RunsDir = Path("runs")) -> None:
+    """Print a baseline's loss beside the video's and nanoGPT's."""
+    from results.baseline import render_baseline
+    from results.table import load_cells, write_table
+
+    experiment_dir = find_experiment(source, runs_dir)
+    cells = load_cells(experiment_dir)
+    write_table(cells, experiment_dir / "results")
+    print(render_baseline(cells))
+
+
+@app.command()
 def staircase(source: Source, runs_dir: RunsDir = Path("runs")) -> None:
     """Print the loss of the video's stages beside the video's values, and write staircase.md."""
     from results.staircase import list_steps, render_staircase, write_staircase

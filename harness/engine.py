@@ -23,7 +23,6 @@ from model.huggingface import load_weights
 from model.size import SizeError
 from model.tutorial import Bigram, build_model
 
-
 ENGINE_STATE = "engine.pt"  # the torch engine's file in a checkpoint
 
 

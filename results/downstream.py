@@ -30,7 +30,7 @@ class Link:
     def predict(self, params: FloatArray, loss: npt.ArrayLike) -> FloatArray:
         """Evaluate the score at losses."""
         *inner, scale, offset = params
-        return offset + scale * self.shape(np.array(inner), np.asarray(loss, dtype=float))
+        return np.asarray(offset + scale * self.shape(np.array(inner), np.asarray(loss, dtype=float)))
 
 
 def measure_scale(loss: FloatArray) -> float:
@@ -99,9 +99,11 @@ def fit_link(link: Link, loss: npt.ArrayLike, score: npt.ArrayLike, weights: npt
     starts = link.grid(x)
     costs = [float((project(start)[1] ** 2).sum()) for start in starts]
     best = starts[int(np.argmin(costs))]
-    found = least_squares(
-        lambda inner: project(inner)[1], best, x_scale=np.maximum(np.abs(best), 1e-3), xtol=1e-14, ftol=1e-14, gtol=1e-14
-    )
+
+    def miss(inner: FloatArray) -> FloatArray:
+        return project(inner)[1]
+
+    found = least_squares(miss, best, x_scale=np.maximum(np.abs(best), 1e-3), xtol=1e-14, ftol=1e-14, gtol=1e-14)
     return LinkFit(link, np.concatenate([found.x, project(found.x)[0]]), 2 * float(found.cost))
 
 

@@ -7,6 +7,7 @@ scale of N* (arXiv 2603.22339); the cubic is hardly so. So the methods are shown
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -87,7 +88,8 @@ def split_budgets(flops: FloatArray) -> list[npt.NDArray[np.intp]]:
         FitError: computes lie so close together that they are a continuum.
     """
     order = np.argsort(flops, kind="stable")
-    groups = np.split(order, np.flatnonzero(np.diff(np.log(flops[order])) > np.log1p(MAX_GAP)) + 1)
+    ends = np.flatnonzero(np.diff(np.log(flops[order])) > np.log1p(MAX_GAP))
+    groups = np.split(order, ends + 1)
     for rows in groups:
         if rows.size and flops[rows].max() > (1 + MAX_SPAN) * flops[rows].min():
             raise FitError(
@@ -149,7 +151,7 @@ def fit_akima(x: FloatArray, log_loss: FloatArray) -> tuple[float, float]:
         FitError: too few sizes, or the lowest is the smallest or the largest.
     """
     check_slice(x, 4)
-    places = np.concatenate([np.linspace(a, b, N_BETWEEN, endpoint=False) for a, b in zip(x, x[1:], strict=False)] + [x[-1:]])
+    places = np.concatenate([np.linspace(a, b, N_BETWEEN, endpoint=False) for a, b in pairwise(x)] + [x[-1:]])
     values = Akima1DInterpolator(x, log_loss)(places)
     best = int(np.argmin(values))
     if best in (0, len(places) - 1):

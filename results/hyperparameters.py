@@ -1,7 +1,7 @@
-"""Laws of the best learning rate and batch: a quadratic bowl at each size and budget, and powers of N and D through their bottoms.
+"""Laws of the best learning rate and batch: a quadratic bowl at each size and budget, and powers of N and D through the bottoms.
 
-Sources: Li et al. 2025, arXiv 2503.04715 (the step law: ln lr* and ln batch* linear in ln N and ln D; its batch depends on D alone,
-which `inputs` can ask for); Kaplan et al. 2020, arXiv 2001.08361, equation 5.3 for a critical batch that is a power of the loss.
+Sources: Li et al. 2025, arXiv 2503.04715 (the step law: ln lr* and ln batch* are linear in ln N and ln D; its batch depends on D
+alone, which `inputs` can ask for).
 """
 
 from collections.abc import Mapping, Sequence

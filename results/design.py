@@ -12,22 +12,22 @@ Sources: Kiefer & Wolfowitz 1960 (the equivalence theorem); Fedorov 1972, chapte
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from harness.config import ConfigError
-from results.laws import Chinchilla, FloatArray, centre, jacobian, theta_of_law
+from results.laws import CHINCHILLA, Centred, Chinchilla, FloatArray, centre, jacobian, theta_of_params
 from results.uncertainty import Quantity, differentiate
 
 SIGMA = 0.004  # noise of ln L between cells that differ in luck alone
 MAX_ITERATIONS, CERTIFIED = 20_000, 1.001
 MAX_CONDITION = 1e6  # of the scaled slopes; one ratio D/N has 1e7 and more, ratios within a factor of four some hundreds
 # The discrepancy: 3% of the loss, alike within a factor of e^2 in parameters or tokens; a default found on three published
-# pools, not a proof. PRIOR_SD: how little is known of a, b, e, alpha and beta before anything is trained.
+# pools, not a proof. PRIOR_SD: how little is known of e, a, b, alpha and beta before anything is trained.
 TAU, LENGTH, COST_POWER = 0.03, 2.0, 0.3
-PRIOR_SD = (1.0, 1.0, 0.5, 0.2, 0.2)
+PRIOR_SD = (0.5, 1.0, 1.0, 0.2, 0.2)
 
 
 class DesignError(ConfigError):
@@ -72,10 +72,15 @@ class Question:
 
 def ask(law: Chinchilla, candidates: Candidates, quantities: Sequence[Quantity]) -> Question:
     """Differentiate the law at each candidate, and each quantity, by the law's parameters."""
-    centred = centre(candidates.n_params, candidates.tokens, law.loss(candidates.n_params, candidates.tokens))
-    theta = theta_of_law(law, centred)
+    centred = place(law, candidates.n_params, candidates.tokens)
+    theta = theta_of_params(astuple(law), centred)
     targets = [differentiate(theta, centred, quantity) for quantity in quantities]
     return Question(jacobian(theta, centred), np.array(targets, dtype=float).reshape(len(quantities), theta.size))
+
+
+def place(law: Chinchilla, n_params: FloatArray, tokens: FloatArray) -> Centred:
+    """Return cells as a fit would see them."""
+    return centre(CHINCHILLA, {"n_params": n_params, "tokens": tokens}, law.loss(n_params, tokens))
 
 
 def measure_information(slopes: FloatArray, counts: FloatArray, sigma: float = SIGMA) -> FloatArray:
@@ -179,9 +184,9 @@ def pick_cells(
 def correlate(law: Chinchilla, candidates: Candidates, aims: Candidates, tau: float, length: float) -> FloatArray:
     """Return the prior covariance of ln L at candidates, then aims: the law's part and the discrepancy's."""
     n, d = (np.concatenate([getattr(part, name) for part in (candidates, aims)]) for name in ("n_params", "tokens"))
-    centred = centre(n, d, law.loss(n, d))
-    reach = jacobian(theta_of_law(law, centred), centred) * np.array(PRIOR_SD)
-    distance = (centred.x[:, None] - centred.x) ** 2 + (centred.y[:, None] - centred.y) ** 2
+    centred = place(law, n, d)
+    reach = jacobian(theta_of_params(astuple(law), centred), centred) * np.array(PRIOR_SD)
+    distance = ((centred.x[:, :, None] - centred.x[:, None]) ** 2).sum(axis=0)
     return np.asarray(reach @ reach.T + tau**2 * np.exp(-distance / (2 * length**2)))
 
 

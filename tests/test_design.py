@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from scipy.optimize import linprog
 
+from results.descend import LOG_MSE
 from results.design import (
     CERTIFIED,
     Candidates,
@@ -124,7 +125,7 @@ def test_information_is_what_repeated_fits_show() -> None:
     pool, draw = list_candidates(n, d), np.random.default_rng(0)
     (forecast,) = forecast_sd(ask(LAW, pool, [log_best_params]), np.ones(36), 1e-4)
     found = [
-        log_best_params(fit_chinchilla(n, d, LAW.loss(n, d) * np.exp(1e-4 * draw.normal(size=36)), delta=1.0).law)
+        log_best_params(fit_chinchilla(n, d, LAW.loss(n, d) * np.exp(1e-4 * draw.normal(size=36)), objective=LOG_MSE).constants)
         for _ in range(60)
     ]
     assert np.std(found) == pytest.approx(forecast, rel=0.25)
@@ -198,13 +199,13 @@ def test_chosen_cells_predict_better_than_random_ones_for_the_same_compute(fixtu
                         taken.append(cell)
                         left -= pool.flops[cell]
                 try:
-                    law = fit_chinchilla(pool.n_params[taken], pool.tokens[taken], seen[taken]).law
+                    law = fit_chinchilla(pool.n_params[taken], pool.tokens[taken], seen[taken]).constants
                     random.append(score(law, n[~may], d[~may], loss[~may]))
                 except FitError:
                     random.append(np.inf)
             law, taken = Chinchilla(1.69, 406.4, 410.7, 0.34, 0.28), []  # Hoffmann et al. 2022, to begin with
             for stage in (0.25, 0.6, 1.0):
                 taken += pick_cells(law, pool, aims, stage * budget - pool.flops[taken].sum(), taken=taken)
-                law = fit_chinchilla(pool.n_params[taken], pool.tokens[taken], seen[taken]).law
+                law = fit_chinchilla(pool.n_params[taken], pool.tokens[taken], seen[taken]).constants
             wins.append((name, share, score(law, n[~may], d[~may], loss[~may]), float(np.median(random))))
     assert sum(chosen < random for _, _, chosen, random in wins) >= 0.7 * len(wins), wins

@@ -137,8 +137,8 @@ def explain_unsupported(runs: list[npt.NDArray[np.intp]], n_sizes: int) -> str:
     if n_sizes >= MIN_SIZES_SHARED or all(len(cells) == 1 for cells in runs):
         return ""
     return (
-        f"cells share trunks and there are {n_sizes} sizes, which E, A and alpha fit whatever a trunk's luck: no "
-        f"interval is supported by this design; train {MIN_SIZES_SHARED - n_sizes} more size(s)"
+        f"interval not supported by this design: cells share trunks and there are {n_sizes} sizes, which E, A and alpha fit "
+        f"whatever a trunk's luck; more trunks per fitted parameter would: train {MIN_SIZES_SHARED - n_sizes} more size(s)"
     )
 
 
@@ -307,11 +307,16 @@ def measure_seed_noise(cells: pd.DataFrame) -> SeedNoise | None:
 
     Note: the interval takes the noise to be Gaussian (chi-squared).
     """
-    alike = ["size", "planned_tokens", "lr", "global_batch_size", "schedule", "precision"]
-    groups = [group["val_loss"] for _, group in cells.groupby(alike) if len(group) > 1]
+    groups = [group for _, group in cells["val_loss"].groupby(list_alike(cells)) if len(group) > 1]
     if not groups:
         return None
     df = sum(len(group) - 1 for group in groups)
     sd = float(np.sqrt(sum(float(((group - group.mean()) ** 2).sum()) for group in groups) / df))
     low, high = (sd * float(np.sqrt(df / chdtri(df, upper_tail))) for upper_tail in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
     return SeedNoise(sd, low, high, sum(len(group) for group in groups), len(groups))
+
+
+def list_alike(cells: pd.DataFrame) -> npt.NDArray[np.intp]:
+    """Number the groups of cells that differ in nothing but the seed; a table without some column is read by the others."""
+    told = [name for name in ("size", "planned_tokens", "lr", "global_batch_size", "schedule", "precision") if name in cells]
+    return np.asarray(cells.groupby([*told] if "size" in told else ["n_params", "tokens"], dropna=False).ngroup(), dtype=np.intp)

@@ -54,8 +54,9 @@ def plot_specifications(specifications: tuple[Specification, ...], interval: tup
     matrix.set_xlabel(f"{len(usable)} specifications, ordered by a")
     matrix.grid(visible=False)
     caption = (
-        f"How fast the best model grows with compute, under {len(usable)} combinations of choices: {min(a):.3f} to {max(a):.3f}. Band: "
-        f"the 95% interval of the reported specification (coloured), {interval[0]:.3f} to {interval[1]:.3f}, which knows of luck alone."
+        f"How fast the best model grows with compute, under {len(usable)} combinations of choices: {min(a):.3f} to {max(a):.3f}. "
+        f"Band: the 95% interval of the reported specification (coloured), {interval[0]:.3f} to {interval[1]:.3f}, which knows of "
+        "luck alone."
     )
     return Picture("specification_curve", "Specification curve", figure, caption)
 
@@ -70,8 +71,8 @@ def plot_profiles(fit: Fit, parameters: tuple[str, ...] = ()) -> Picture:
     figure.axes[0].set_ylabel("objective over its minimum")
     said = "; ".join(f"{one.parameter} {one.low:.4g} to {one.high:.4g}" for one in profiles)
     caption = (
-        f"Profiles: the least objective with one parameter held. Dotted: the 95% threshold for independent cells, inside which lie "
-        f"{said} (inf: no end on that side)."
+        f"Profiles: the least objective with one parameter held. Dotted: the 95% threshold for independent cells, inside which "
+        f"lie {said} (inf: no end on that side)."
     )
     return Picture("profiles", "Profiles", figure, caption)
 
@@ -100,5 +101,8 @@ def plot_influences(diagnosis: Diagnosis) -> Picture:
     axes.set_xlabel("size left out (parameters)")
     axes.set_ylabel("change of a")
     largest = diagnosis.influences[0]
-    caption = f"Change of a when one size is left out; the largest, {largest.exponent:+.3f}, is without {format_count(largest.n_params)}."
+    caption = (
+        f"Change of a when one size is left out; the largest, {largest.exponent:+.3f}, is without N = "
+        f"{format_count(largest.n_params)}."
+    )
     return Picture("influence", "Leave one size out", figure, caption)

@@ -55,8 +55,8 @@ def plot_specifications(specifications: tuple[Specification, ...], interval: tup
     matrix.grid(visible=False)
     caption = (
         f"How fast the best model grows with compute, under {len(usable)} combinations of choices: {min(a):.3f} to {max(a):.3f}. "
-        f"Band: the 95% interval of the reported specification (coloured), {interval[0]:.3f} to {interval[1]:.3f}, which knows of "
-        "luck alone."
+        f"Band: the 95% interval of the reported specification (coloured), {interval[0]:.3f} to {interval[1]:.3f}, which knows "
+        "of luck alone."
     )
     return Picture("specification_curve", "Specification curve", figure, caption)
 

@@ -40,7 +40,7 @@ class Objective:
 
 def exp_safely(log_loss: FloatArray) -> FloatArray:
     """Leave the logs; a step that went astray is told by a huge loss, not by an overflow."""
-    return np.asarray(np.exp(np.minimum(log_loss, 100.0)))
+    return np.asarray(np.exp(np.minimum(log_loss, 30.0)))
 
 
 def rho(residuals: FloatArray, delta: float) -> FloatArray:

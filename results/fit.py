@@ -1,7 +1,7 @@
 """Fit a scaling law to cells: robust, from many starts, saying what the data do not hold.
 
 For given exponents a law is linear in its coefficients, so one small non-negative least-squares problem solves a start, and a
-whole grid of exponents is solved at once (variable projection). The best few grid points that lie apart are then polished.
+whole grid of exponents is solved at once (variable projection). The best grid points that lie apart are then polished.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from scipy.special import chdtri
 
 from harness.config import ConfigError
-from results.descend import LOG_HUBER, ZERO_SHARE, Objective, Refits, descend, find_bounds
+from results.descend import LOG_HUBER, SOLVED, ZERO_SHARE, Objective, Refits, descend, find_bounds
 from results.laws import (
     CHINCHILLA,
     Centred,
@@ -27,8 +27,9 @@ from results.laws import (
     theta_of_params,
 )
 
-N_TRIED = {1: 40, 2: 14, 3: 8}  # exponents tried along each axis, by how many axes there are
+N_TRIED = {1: 40, 2: 12, 3: 8}  # exponents tried along each axis, by how many axes there are
 TRIED = (0.05, 1.2)
+EXTRA_TRIED = (0.5, 1.7, 5.0, 15.0, 50.0, 150.0)
 FLOORS_TRIED = (
     0.0,
     0.3,
@@ -37,7 +38,8 @@ FLOORS_TRIED = (
     0.85,
     0.95,
 )  # shares of the lowest loss, where an outer exponent keeps the floor from being linear
-N_POLISHED = 4
+N_APART = 6
+IN_THE_RUNNING = 1.3  # of the best objective, after some steps
 MIN_VALUES = 3  # of each input: a curve needs three points
 NEAR_ZERO = 0.01  # a floor below this share of the lowest loss is no floor
 INPUT_WORDS = {"n_params": "model size(s)", "tokens": "token budget(s)", "unique_tokens": "amount(s) of unique text"}
@@ -127,8 +129,38 @@ def fit_law(
     free = np.array([name not in fixed for name in law.parameters])
     share = np.ones(len(centred.log_loss)) if weights is None else np.asarray(weights, dtype=float)
     starts = plan_starts(centred, objective, share, fixed)
-    found = descend(centred, starts, centred.log_loss, objective, share, free)
+    found = search(centred, starts, objective, share, free)
     return describe_fit(centred, found, objective, share, free)
+
+
+def search(
+    centred: Centred, starts: FloatArray, objective: Objective, weights: FloatArray, free: npt.NDArray[np.bool_]
+) -> Refits:
+    """Go some steps from every start, then all the way from those that are still in the running, and from around the best.
+
+    Note: with a small delta a few cells decide where a minimum lies, and beside it there are others: hence around the best.
+    """
+    near = descend(centred, starts, centred.log_loss, objective, weights, free, max_steps=25)
+    running = near.theta[near.objective <= IN_THE_RUNNING * near.objective.min() + SOLVED]
+    around = shake(near.theta[int(np.argmin(near.objective))], centred, float(near.objective.min()), objective, weights, free)
+    return descend(centred, np.concatenate([running, around]), centred.log_loss, objective, weights, free)
+
+
+def shake(
+    theta: FloatArray, centred: Centred, value: float, objective: Objective, weights: FloatArray, free: npt.NDArray[np.bool_]
+) -> FloatArray:
+    """Move theta both ways along each principal direction of its curvature, as far as would double least squares.
+
+    Shapes: -> (2p, p).
+    """
+    log_loss, slopes = centred.law.evaluate(theta[None], centred)
+    slopes = slopes[0, free] * np.sqrt(weights) * (1.0 if objective.in_logs else np.exp(log_loss))
+    residuals = objective.compare(log_loss[0], centred.log_loss)
+    curvature, directions = np.linalg.eigh(slopes @ slopes.T)
+    reach = np.sqrt((weights * residuals**2).sum() / len(residuals) / np.maximum(curvature, 1e-12 * curvature[-1]))
+    moved = np.repeat(theta[None], 2 * len(reach), axis=0)
+    moved[:, free] += np.concatenate([directions.T * reach[:, None], -directions.T * reach[:, None]])
+    return moved
 
 
 def describe_fit(centred: Centred, found: Refits, objective: Objective, weights: FloatArray, free: npt.NDArray[np.bool_]) -> Fit:
@@ -234,6 +266,7 @@ def list_axes(law: Law, fixed: Mapping[str, float] | None = None) -> dict[str, F
     names = [*law.exponents, *([law.outer] if law.outer else [])]
     tried = np.geomspace(*TRIED, N_TRIED[len(names)])
     axes = {name: np.array([fixed[name]]) if fixed and name in fixed else tried for name in names}
+    axes |= {name: np.array([fixed[name]] if fixed and name in fixed else EXTRA_TRIED) for name in law.extra}
     return axes | ({law.floor: np.array(FLOORS_TRIED)} if law.floor and law.outer else {})
 
 
@@ -245,12 +278,12 @@ def count_starts(law: Law) -> int:
 def plan_starts(centred: Centred, objective: Objective, weights: FloatArray, fixed: Mapping[str, float]) -> FloatArray:
     """Solve the linear part of the law for every point of a grid of exponents; return the best that lie apart.
 
-    Shapes: -> (N_POLISHED, p).
+    Shapes: -> (k, p), k at most `N_APART`.
     """
     law, axes = centred.law, list_axes(centred.law, fixed)
     theta = np.zeros((int(np.prod([axis.size for axis in axes.values()])), len(law.parameters)))
     for name, column in zip(axes, np.array(list(product(*axes.values()))).T, strict=True):
-        theta[:, law.index(name)] = column
+        theta[:, law.index(name)] = np.log(column) if name in law.extra else column
     if law.floor and law.outer:
         lowest = np.exp(centred.log_loss.min())
         theta[:, 0] = np.log(lowest * np.maximum(theta[:, 0], ZERO_SHARE))
@@ -284,11 +317,10 @@ def solve_linear(theta: FloatArray, centred: Centred, objective: Objective, weig
 
 def pick_apart(objective: FloatArray) -> list[int]:
     """Return flat indices of the lowest grid points, best first, none within two grid steps of a better one."""
-    left, chosen = objective.copy(), []
-    for _ in range(N_POLISHED):
+    left = objective.copy()
+    chosen: list[int] = []
+    while len(chosen) < N_APART and np.isfinite(left).any():
         place = np.unravel_index(int(np.argmin(left)), left.shape)
-        if not np.isfinite(left[place]):
-            break
         chosen.append(int(np.ravel_multi_index(place, left.shape)))
         left[tuple(slice(max(i - 2, 0), i + 3) for i in place)] = np.inf
     return chosen
@@ -356,5 +388,5 @@ def find_open_sides(
     starts, moves = np.repeat(theta[None], len(ends), axis=0), np.repeat(free[None], len(ends), axis=0)
     for row, (name, _, end) in enumerate(ends):
         starts[row, law.index(name)], moves[row, law.index(name)] = end, False
-    reached = descend(centred, starts, centred.log_loss, objective, weights, moves, tolerance=1e-6, max_steps=60).objective
+    reached = descend(centred, starts, centred.log_loss, objective, weights, moves, tolerance=1e-4, max_steps=120).objective
     return tuple(f"{name} {('down', 'up')[side]}" for (name, side, _), end in zip(ends, reached, strict=True) if end <= threshold)

@@ -134,6 +134,42 @@ def report(source: Source, runs_dir: RunsDir = Path("runs"), params: Params = "t
     print(render_summary(study, cost))
 
 
+@app.command()
+def diagnose(source: Source, runs_dir: RunsDir = Path("runs"), params: Params = "total") -> None:
+    """Say what to doubt about a fit: identification, influence, hold-out, residuals, other specifications; draw them."""
+    from results.diagnose import diagnose, render_diagnosis
+    from results.fit import FitError
+    from results.plot import write_pictures
+    from results.plot_diagnosis import draw_diagnosis
+
+    experiment_dir = find_experiment(source, runs_dir)
+    study = load_study(experiment_dir, params)
+    if study.fitted is None:
+        raise FitError(f"{experiment_dir}: {study.refusal}")
+    diagnosis = diagnose(study.kept, study.fitted, study.convention)
+    text = render_diagnosis(study.name, diagnosis)
+    print(text)
+    (experiment_dir / "results").mkdir(exist_ok=True)
+    (experiment_dir / "results" / "diagnosis.md").write_text(f"```\n{text}\n```\n")
+    for path in write_pictures(draw_diagnosis(diagnosis), experiment_dir / "results" / "figures"):
+        print(path)
+
+
+@app.command()
+def coverage(
+    to: Annotated[Path, typer.Option(help="Folder for coverage.csv and coverage.md.")],
+    studies: Annotated[int, typer.Option(min=1, help="Simulated studies for each design.")] = 2000,
+    seed: int = 0,
+) -> None:
+    """Measure how often 95% intervals hold the truth, on grids with and without shared trunks; minutes."""
+    from results.coverage import measure_all, render_coverage, write_coverage
+
+    found = measure_all(studies, seed)
+    print(render_coverage(found))
+    for path in write_coverage(found, to):
+        print(path)
+
+
 def find_experiment(source: Path, runs_dir: Path) -> Path:
     """Return an experiment's folder from its file or from itself.
 

@@ -1,7 +1,7 @@
-"""From loss to what a model can do: a second law, fitted to losses and scores of the same cells, and both stages resampled together.
+"""From loss to what a model can do: a second law, of losses and scores of the same cells, and both stages resampled together.
 
-Sources: Gadre et al. 2024, arXiv 2403.08540, equation 5 (exponential); the sigmoid of loss is that of OLMo's model ladder, Bhagia et
-al. 2024, arXiv 2412.04403, equation 3.
+Sources: Gadre et al. 2024, arXiv 2403.08540, equation 5 (exponential); the sigmoid of loss is that of OLMo's model ladder: Bhagia
+et al. 2024, arXiv 2412.04403, equation 3.
 """
 
 from collections.abc import Callable

@@ -88,13 +88,13 @@ def split_budgets(flops: FloatArray) -> list[npt.NDArray[np.intp]]:
         FitError: computes lie so close together that they are a continuum.
     """
     order = np.argsort(flops, kind="stable")
-    ends = np.flatnonzero(np.diff(np.log(flops[order])) > np.log1p(MAX_GAP))
+    ends = np.flatnonzero(np.diff(np.log(flops[order])) > np.log1p(MAX_GAP)).astype(int)
     groups = np.split(order, ends + 1)
     for rows in groups:
         if rows.size and flops[rows].max() > (1 + MAX_SPAN) * flops[rows].min():
             raise FitError(
                 f"flops: {rows.size} cells from {flops[rows].min():.3g} to {flops[rows].max():.3g} lie too close together to be "
-                "told apart as budgets, so there are no isoFLOP slices; plan cells with grid.flops, or use the envelope or the law"
+                "told apart as budgets, so there are no isoFLOP slices; plan cells with grid.flops, or use the law"
             )
     return groups
 
@@ -102,10 +102,7 @@ def split_budgets(flops: FloatArray) -> list[npt.NDArray[np.intp]]:
 def find_optimum(n: FloatArray, d: FloatArray, flops: float, loss: FloatArray, find_valley: "Valley") -> Optimum:
     """Find the lowest point of one slice; tokens at it by interpolation between neighbours, in logs."""
     x, order = np.unique(np.log(n), return_index=True)
-    if x.size < n.size:  # repeats of a size: the mean of their logs
-        losses = np.array([np.log(loss[np.log(n) == value]).mean() for value in x])
-    else:
-        losses = np.log(loss[order])
+    losses = np.array([np.log(loss[np.log(n) == value]).mean() for value in x])  # repeats of a size: the mean of their logs
     at, log_loss = find_valley(x, losses)
     return Optimum(flops, float(np.exp(at)), float(np.exp(np.interp(at, x, np.log(d[order])))), float(np.exp(log_loss)))
 
@@ -123,7 +120,8 @@ def fit_polynomial(x: FloatArray, log_loss: FloatArray, degree: int) -> tuple[fl
     centre = x.mean()
     curve = np.polynomial.Polynomial.fit(x - centre, np.exp(log_loss), degree, domain=[])
     bend = curve.deriv(2)
-    places = [float(root.real) for root in curve.deriv().roots() if abs(root.imag) < 1e-9 * (1 + abs(root))]
+    roots = [complex(root) for root in curve.deriv().roots()]
+    places = [root.real for root in roots if abs(root.imag) < 1e-9 * (1 + abs(root))]
     minima = [place for place in places if bend(place) > 0]
     if not minima:
         raise FitError("the curve opens downwards: no best size; add cells on both sides of the valley")
@@ -191,10 +189,11 @@ def fit_envelope(cells: Mapping[str, npt.ArrayLike]) -> Frontier:
         rows = rows[np.argsort(c[rows], kind="stable")]
         for k, column in enumerate((loss, d)):
             curves[k, i] = np.interp(grid, c[rows], column[rows], left=np.nan, right=np.nan) if rows.size > 1 else np.nan
-    optima, at_edge = [], 0
+    optima: list[Optimum] = []
+    at_edge = 0
     for j in np.flatnonzero(np.isfinite(curves[0]).sum(axis=0) >= MIN_RUNS):
         there = np.flatnonzero(np.isfinite(curves[0, :, j]))
-        best = there[int(np.argmin(curves[0, there, j]))]
+        best = int(there[np.argmin(curves[0, there, j])])
         if best in (there[0], there[-1]):
             at_edge += 1
         else:

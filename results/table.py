@@ -26,6 +26,7 @@ from harness.runs import (
     run_state,
 )
 
+HELD_OUT = "held out: trained to test a prediction, never fitted"
 MAX_OFF_PLAN = 1e-3  # tokens or steps may differ from the plan by this fraction
 # Int64 and boolean are the pandas types that can be empty. FLOPs are floats: those of large runs pass 2^63.
 COLUMNS = {
@@ -197,7 +198,7 @@ def explain_exclusion(row: dict[Hashable, Any], metric_id: str) -> str:
     if row["metric_id"] != metric_id:
         return f"another metric: {row['metric_id']}, while most cells have {metric_id}"
     if row["role"] == "held_out":
-        return "held out: trained to test a prediction, never fitted"
+        return HELD_OUT
     return ""
 
 

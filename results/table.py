@@ -133,6 +133,31 @@ def load_cells(experiment_dir: Path) -> pd.DataFrame:
     return cells
 
 
+def load_runs(folder: Path) -> pd.DataFrame:
+    """Read an experiment, or every experiment in a folder of them as one table.
+
+    Raises:
+        ConfigError: there is no plan, or a cell stands in two experiments.
+    """
+    plans = sorted(folder.glob("*/plan.json"))
+    if (folder / "plan.json").exists() or not plans:
+        return load_cells(folder)
+    cells = pd.concat([load_cells(plan.parent) for plan in plans], ignore_index=True)
+    done = cells[cells["state"] == "done"]
+    again = done[done.duplicated("cell_id", keep=False)]
+    if len(again):
+        cell_id, count = again["cell_id"].iloc[0], int(done.duplicated("cell_id").sum())
+        names = " and ".join(again.loc[again["cell_id"] == cell_id, "experiment"])
+        raise ConfigError(f"{folder}: cell {cell_id} stands in {names} ({count} cell(s) too many); name one experiment")
+    metrics = cells.loc[~cells["excluded"], "metric_id"]
+    other = ~cells["excluded"] & (cells["metric_id"] != (metrics.mode()[0] if len(metrics) else ""))
+    if not cells.loc[~cells["excluded"], "tokenizer"].nunique() > 1:  # else the fit says that losses do not compare
+        reasons = [f"another metric: {metric}, while most cells have {metrics.mode()[0]}" for metric in cells["metric_id"][other]]
+        cells.loc[other, "exclusion_reason"] = reasons
+        cells.loc[other, "excluded"] = True
+    return cells
+
+
 def read_row(run_dir: Path, plan: Plan, cell: CellRecord, state: RunState) -> dict[str, Any]:
     """Return the row of one cell: the plan's part and over it what the summary measured, or why there is none."""
     planned = cell.model_dump(mode="json")

@@ -149,7 +149,7 @@ def estimate_spread(resamples: Resamples, quantity: Quantity, level: float = LEV
     Note: the root mean square deviation of each side times a t quantile. Percentiles came out too narrow: with
     bounded weights for few runs the refits have no tails.
     """
-    estimate = np.asarray(quantity(resamples.fit.law.read(fit.params)), dtype=float)
+    estimate = np.asarray(quantity(resamples.fit.law.read(resamples.fit.params)), dtype=float)
     deviations = np.array([np.asarray(quantity(law), dtype=float) for law in resamples.laws]) - estimate
     df = estimate_df(resamples, quantity)
     reach = stdtrit(df, (1 + level) / 2)  # quantile of Student's t
@@ -168,7 +168,7 @@ def estimate_by_delta(resamples: Resamples, quantity: Quantity, level: float = L
 
     Source: Bell & McCaffrey 2002. Note: the law is taken to be straight over the interval, and E may come out below zero.
     """
-    estimate = np.asarray(quantity(resamples.fit.law.read(fit.params)), dtype=float)
+    estimate = np.asarray(quantity(resamples.fit.law.read(resamples.fit.params)), dtype=float)
     gradient = differentiate(resamples.fit.theta, resamples.fit.centred, quantity)
     moved = (resamples.reach @ gradient.reshape(len(gradient), -1)) * resamples.noise[:, None]
     of_run = np.zeros((resamples.n_runs, moved.shape[1]))

@@ -29,7 +29,8 @@ def plan(
 ) -> None:
     """Resolve an experiment into runs and cells, print them, and freeze them in runs/<name>/plan.json."""
     from harness.config import load_experiment
-    from harness.plan import plan_experiment, print_plan
+    from harness.outlook import print_plan
+    from harness.plan import plan_experiment
     from harness.runs import write_plan
 
     planned = plan_experiment(load_experiment(experiment, overrides))

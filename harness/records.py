@@ -13,7 +13,7 @@ from harness.config import EngineSection, EvalSection, TrackSection
 from harness.schedule import CooldownShape, Schedule, ScheduleKind
 from model.size import ModelConfig
 
-Role = Literal["grid", "repeat", "held_out"]
+Role = Literal["grid", "repeat", "held_out", "scratch"]
 
 
 class Record(BaseModel):
@@ -147,6 +147,16 @@ class RunRecord(Record):
         return n_steps * self.tokens_per_step * self.cells[0].flops_per_token
 
 
+class Finding(Record):
+    """Something in a plan that could confound its study. `field` is a key of the plan or of the experiment file."""
+
+    severity: Literal["error", "warning"]
+    rule: str
+    field: str
+    cells: tuple[str, ...]
+    message: str  # names the first of the cells
+
+
 class Plan(Record):
     """The frozen plan of an experiment."""
 
@@ -157,6 +167,7 @@ class Plan(Record):
     source: dict[str, Any]
     data: DataRecord
     runs: tuple[RunRecord, ...]
+    findings: tuple[Finding, ...] = ()  # what the lint warns of
 
     @property
     def cells(self) -> tuple[CellRecord, ...]:

@@ -1,12 +1,15 @@
 """Rules say what their papers print, and mup's factors are 1 at the base."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from model.parametrization import (
     BATCH_RULES,
+    DECAY_RULES,
     LR_RULES,
+    WARMUP_RULES,
     Scale,
     find_role,
     scale_attention,
@@ -58,12 +61,18 @@ def test_roles_follow_names() -> None:
 
 def test_rules_give_the_numbers_of_their_papers() -> None:
     """Spot values worked out by hand from the printed formulas."""
-    scale = Scale(n_params_non_embedding=108_000_000, tokens=10**10, flops_per_token_non_embedding=10**9)
+    scale = Scale(
+        n_params_non_embedding=108_000_000, n_params_matmul=120_000_000, tokens=10**10, flops_per_token_non_embedding=10**9
+    )
     assert LR_RULES["olmo"](scale) == pytest.approx(0.0047)
-    eight = Scale(n_params_non_embedding=864_000_000, tokens=10**10, flops_per_token_non_embedding=10**9)
+    eight = replace(scale, n_params_non_embedding=864_000_000)
     assert LR_RULES["olmo"](eight) == pytest.approx(0.00235)
     assert LR_RULES["step_law"](scale) == pytest.approx(1.79 * math.exp(-0.713 * math.log(1.08e8) + 0.307 * math.log(1e10)))
     assert LR_RULES["deepseek"](scale) == pytest.approx(0.3118 * 10 ** (-19 / 8))
     assert LR_RULES["kaplan"](scale) == pytest.approx(0.003239 - 0.0001395 * 18.4976, rel=1e-4)
     assert BATCH_RULES["step_law"](scale) == pytest.approx(0.58 * 10**5.71)
     assert BATCH_RULES["deepseek"](scale) == pytest.approx(0.2920 * 10 ** (19 * 0.3271))
+    assert WARMUP_RULES["model_size"](scale) == 120_000_000
+    assert WARMUP_RULES["budget_fraction"](scale) == 10**10
+    assert DECAY_RULES["product"](1e-3, 500) == pytest.approx(1e3)
+    assert DECAY_RULES["timescale"](1e-3, 500) == pytest.approx(2.0)

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+Precision = Literal["fp32", "bf16_autocast", "bf16_native"]  # the last under DeepSpeed only
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -117,7 +118,7 @@ class WarmupRule(Section):
 class OptimSection(Section):
     """The optimiser and the global batch."""
 
-    kind: Literal["adamw"] = "adamw"
+    kind: Literal["adamw", "muon"] = "adamw"  # muon: for hidden matrices, with AdamW for the rest; torch engine only
     lr: Positive | LrRule
     betas: tuple[Fraction, Fraction] = Field(default=(0.9, 0.95), strict=False)
     eps: Positive = 1e-8
@@ -252,9 +253,13 @@ class EvalSection(Section):
 class EngineSection(Section):
     """How, not what: nothing here may change a result beyond rounding."""
 
-    kind: Literal["torch"] = "torch"
+    kind: Literal["torch", "deepspeed"] = "torch"
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 1  # deepspeed only: what is split over ranks (harness/zero.py)
+    offload_optimizer: bool = False  # deepspeed only: optimiser state and its update on the CPU
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    world_size: PositiveInt | None = None  # ranks that torchrun must have started; None: any
     micro_batch_size: PositiveInt | None = None  # sequences per rank and micro-step; None: all of the rank's share
+    activation_checkpointing: bool = False  # a block's activations are computed again backwards: memory for time
     compile: bool = False
     checkpoint_every_s: Positive = 60.0
 
@@ -271,7 +276,7 @@ class Experiment(Section):
 
     name: str = Field(pattern=NAME_PATTERN)
     seed: Seed = 0  # model and data, unless data.seed is given
-    precision: Literal["fp32", "bf16_autocast"]  # never chosen from the hardware
+    precision: Precision  # never chosen from the hardware
     data: DataSection
     model: ModelSection
     optim: OptimSection

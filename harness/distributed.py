@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 import torch.distributed
 
-from harness.config import ConfigError
+from harness.config import ConfigError, EngineSection
 from harness.runs import describe_code, find_code_root
 
 
@@ -45,18 +45,23 @@ class Ranks:
 
         Note: a DDP module that outlives its group (it sits in reference cycles) aborted one exit in twelve on gloo.
         """
-        if self.world_size > 1:
+        if torch.distributed.is_initialized():
             gc.collect()
             torch.distributed.destroy_process_group()
 
 
-def join_ranks(device: str) -> Ranks:
+def join_ranks(device: str, planned_world_size: int | None = None) -> Ranks:
     """Join the group that torchrun set up through the environment, or be alone without it.
 
     Raises:
-        ConfigError: the device is not there.
+        ConfigError: the device is not there, or other ranks formed than were planned.
     """
     world_size, local_rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
+    if planned_world_size not in (None, world_size):
+        raise ConfigError(
+            f"engine.world_size={planned_world_size}, but {world_size} started; start {planned_world_size} with torchrun, or "
+            "plan again"
+        )
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError('engine.device="cuda", this machine has no usable CUDA device; use "auto" or "cpu"')
     use_cuda = device != "cpu" and torch.cuda.is_available()
@@ -68,11 +73,20 @@ def join_ranks(device: str) -> Ranks:
     return Ranks(rank=int(os.environ.get("RANK", "0")), world_size=world_size, device=chosen)
 
 
-def describe_machine(ranks: Ranks) -> dict[str, Any]:
+def form_group_of_one(ranks: Ranks) -> None:
+    """Give a lone process the process group that DeepSpeed asks for; no port is opened."""
+    if not torch.distributed.is_initialized():
+        backend = "nccl" if ranks.device.type == "cuda" else "gloo"
+        store = torch.distributed.HashStore()  # type: ignore[attr-defined] # in torch's documentation, not in its __all__
+        torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+
+
+def describe_machine(ranks: Ranks, engine: EngineSection) -> dict[str, Any]:
     """Return what ran and on what: the columns of a row that say where its numbers come from."""
     code = describe_code(find_code_root())
     return {
-        "engine": "torch",
+        "engine": engine.kind,
+        "zero_stage": engine.zero_stage if engine.kind == "deepspeed" else None,
         "world_size": ranks.world_size,
         "n_threads": torch.get_num_threads(),
         "device": ranks.device.type,

@@ -1,40 +1,79 @@
 """The torch engine: one process, or DDP where there are several ranks. It defines what correct means.
 
-It knows the weights, the optimiser and the precision, and nothing of data, schedules or files.
+It knows the weights, the optimiser and the precision, and nothing of data, schedules or files but its own.
 """
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 from harness.config import ConfigError, EngineSection
 from harness.distributed import Ranks
+from harness.optimizer import build_adamw
 from harness.plan import hash_weights
 from harness.records import RunRecord, What
 from model.gpt import GPT
 from model.huggingface import load_weights
-from model.parametrization import find_role, scale_lr, scale_weight_decay
 from model.size import SizeError
 from model.tutorial import Bigram, build_model
 
 
-class TorchEngine:
-    """Model and optimiser of one run.
+class Engine(Protocol):
+    """What the loop asks of an engine. A step is `backward` for each micro-step, `clip`, and then `step` or `skip`."""
 
-    A step is `backward` for each micro-step, then `clip`, then `step`.
-    """
+    model: GPT | Bigram
+    ranks: Ranks
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps whose update was not applied, since this engine was opened."""
+        ...
+
+    def backward(self, ids: Tensor, targets: Tensor, *, micro_step: int, n_micro_steps: int) -> Tensor:
+        """Add one micro-step's share of the gradient of the step's mean loss; return that share of the loss."""
+        ...
+
+    def clip(self) -> Tensor:
+        """Clip the norm over all gradients, of all ranks, where asked for; return the norm before clipping."""
+        ...
+
+    def step(self, lr: float) -> None:
+        """Update the weights and forget the gradients."""
+        ...
+
+    def skip(self) -> None:
+        """Forget the gradients without an update, and count it. All ranks must agree to."""
+        ...
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context in which to evaluate the model in this run's precision."""
+        ...
+
+    def whole_model(self) -> nn.Module:
+        """Return a model with every weight, for export. All ranks must ask; only rank 0's is sure to be whole."""
+        ...
+
+    def write_state(self, folder: Path) -> None:
+        """Write weights and optimiser state into a folder. All ranks must; each writes files of its own."""
+        ...
+
+    def read_state(self, folder: Path) -> None:
+        """Take over weights and optimiser state that as many ranks of this engine wrote. All ranks must."""
+        ...
+
+
+class TorchEngine:
+    """Model and optimiser of one run."""
 
     def __init__(self, what: What, how: EngineSection, ranks: Ranks, init_from: str | None = None) -> None:
-        torch.manual_seed(what.seed)  # on the CPU, so that a seed gives the same weights on every device
-        self.model = build_model(what.model)
-        if init_from is not None:
-            load_weights(self.model, Path(init_from))
-        self.model.to(ranks.device)
-        self.ranks, self.precision, self.optim = ranks, what.precision, what.optim
+        self.model = draw_model(what, how, init_from).to(ranks.device)
+        self.ranks, self.precision, self.optim, self.skipped_steps = ranks, what.precision, what.optim, 0
         module: nn.Module = self.model
         if ranks.world_size > 1:
             module = DistributedDataParallel(module, device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None)
@@ -63,6 +102,11 @@ class TorchEngine:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
+    def skip(self) -> None:
+        """Forget the gradients without an update, and count it."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.skipped_steps += 1
+
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context of this run's precision."""
         if self.precision == "fp32":
@@ -75,6 +119,19 @@ class TorchEngine:
             return self.module.no_sync()
         return nullcontext()
 
+    def whole_model(self) -> nn.Module:
+        """Return the model: every rank has every weight."""
+        return self.model
+
+    def write_state(self, folder: Path) -> None:
+        """Write weights and optimiser state, the same on all ranks, from rank 0."""
+        if self.ranks.rank == 0:
+            torch.save(self.state_dict(), folder / "engine.pt")
+
+    def read_state(self, folder: Path) -> None:
+        """Take over weights and optimiser state; no code in the file can run."""
+        self.load_state_dict(torch.load(folder / "engine.pt", map_location=self.ranks.device, weights_only=True))
+
     def state_dict(self) -> dict[str, Any]:
         """Return weights and optimiser state."""
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
@@ -85,42 +142,35 @@ class TorchEngine:
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-def open_engine(run: RunRecord, ranks: Ranks) -> TorchEngine:
+def draw_model(what: What, how: EngineSection, init_from: str | None) -> GPT | Bigram:
+    """Build a run's model on the CPU, so that a seed gives the same weights on every device and engine."""
+    torch.manual_seed(what.seed)
+    model = build_model(what.model)
+    if init_from is not None:
+        load_weights(model, Path(init_from))
+    if how.activation_checkpointing:
+        for block in getattr(model, "blocks", ()):
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    return model
+
+
+def open_engine(run: RunRecord, ranks: Ranks) -> Engine:
     """Build a run's engine, its weights drawn or read from where the run starts.
 
     Raises:
         ConfigError: the weights to start from are not those of the plan.
     """
-    start = run.how.init_from
+    start, how = run.how.init_from, run.how.engine
     if start is not None and hash_weights(start) != run.what.init_sha256:
         raise ConfigError(f"{start}: has changed since the plan; restore it, or plan again")
     try:
-        return TorchEngine(run.what, run.how.engine, ranks, start)
+        if how.kind == "deepspeed":
+            from harness.deepspeed_engine import DeepSpeedEngine  # here, since deepspeed takes seconds to import
+
+            return DeepSpeedEngine(run.what, how, ranks, start)
+        return TorchEngine(run.what, how, ranks, start)
     except SizeError as error:
         raise ConfigError(f"model.init_from: {error}") from None
-
-
-def build_adamw(model: GPT | Bigram, what: What, device: torch.device) -> tuple[torch.optim.AdamW, list[float]]:
-    """Build AdamW with decoupled weight decay on matrices (embeddings among them), none on biases and norms.
-
-    Also return each group's factor on the learning rate: 1 but under mup, where matrices learn by their role.
-    """
-    groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
-    for is_matrix in (True, False):
-        for name, parameter in model.named_parameters():
-            if (parameter.dim() >= 2) == is_matrix:
-                role = find_role(name, parameter.dim())
-                decay = what.optim.weight_decay * scale_weight_decay(what.model, role) if is_matrix else 0.0
-                groups.setdefault((is_matrix, scale_lr(what.model, role), decay), []).append(parameter)
-    optim, factors = what.optim, [factor for _, factor, _ in groups]
-    optimizer = torch.optim.AdamW(
-        [{"params": parameters, "weight_decay": decay} for (_, _, decay), parameters in groups.items()],
-        lr=optim.lr,
-        betas=optim.betas,
-        eps=optim.eps,
-        fused=device.type in ("cpu", "cuda"),
-    )
-    return optimizer, factors
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

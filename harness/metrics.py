@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from safetensors.torch import save_model
+from torch import nn
 
 from harness.attempt import utc_now
 from harness.checkpoint import TrainState
-from harness.distributed import describe_machine
-from harness.engine import TorchEngine
+from harness.distributed import Ranks, describe_machine
 from harness.records import CellRecord, RunRecord
 from harness.runs import write_json
 
@@ -105,11 +105,11 @@ def number(value: float | None) -> str:
 
 
 def write_summary(
-    cell_dir: Path, run: RunRecord, cell: CellRecord, state: TrainState, engine: TorchEngine, n_attempts: int
+    cell_dir: Path, run: RunRecord, cell: CellRecord, state: TrainState, model: nn.Module, ranks: Ranks, n_attempts: int
 ) -> None:
     """Write a finished cell's weights, then its row, achieved beside planned (harness/FORMAT.md, summary.json)."""
     weights = cell_dir / "model.safetensors"
-    save_model(engine.model, str(weights))
+    save_model(model, str(weights))
     tokens = state.step * run.tokens_per_step
     assert state.val_loss is not None, "a finished cell was evaluated"
     planned = cell.model_dump(mode="json", exclude={"n_steps"})
@@ -143,7 +143,7 @@ def write_summary(
         "train_s": state.train_s,
         "tokens_per_s": tokens / state.train_s,
         "attempts": n_attempts,
-        **describe_machine(engine.ranks),
+        **describe_machine(ranks, run.how.engine),
         "finished_utc": utc_now(),
     }
     write_json(cell_dir / "summary.json", row)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from harness.config import EngineSection, EvalSection, TrackSection
+from harness.config import EngineSection, EvalSection, Precision, TrackSection
 from harness.schedule import CooldownShape, Schedule, ScheduleKind
 from model.size import ModelConfig
 
@@ -43,7 +43,7 @@ class DataRecord(Record):
 class Optim(Record):
     """The optimiser as resolved."""
 
-    kind: Literal["adamw"]
+    kind: Literal["adamw", "muon"]
     lr: float
     betas: tuple[float, float]
     eps: float
@@ -56,7 +56,7 @@ class What(Record):
     """Everything that fixes a run's results, but for budgets under wsd."""
 
     model: ModelConfig
-    precision: Literal["fp32", "bf16_autocast"]
+    precision: Precision
     data_content_id: str
     seed: int
     data_seed: int

@@ -21,7 +21,7 @@ from harness.batches import Batches, chain_receipt, open_data
 from harness.checkpoint import TrainState, find_on_the_way, load_checkpoint, publish_checkpoint, remove_checkpoints
 from harness.config import run_command_line
 from harness.distributed import Ranks, describe_machine, join_ranks
-from harness.engine import TorchEngine, open_engine, seed_step
+from harness.engine import Engine, TorchEngine, open_engine, seed_step
 from harness.evaluate import evaluate_state, is_evaluation_due
 from harness.metrics import MetricsWriter, StepWindow, write_summary
 from harness.records import CellRecord, RunRecord
@@ -38,7 +38,7 @@ class Training:
     ranks: Ranks
     batches: Batches
     val: TokenShards
-    engine: TorchEngine
+    engine: Engine
     metrics: MetricsWriter
     stop: StopWish
     state: TrainState = field(default_factory=TrainState)
@@ -108,14 +108,16 @@ def finish_cell(t: Training, cell: CellRecord) -> None:
     """Write a cell's weights and then its row, which says done. The last step was evaluated as the segment's end."""
     if t.state.val_loss is None or not math.isfinite(t.state.val_loss):
         raise DivergedError(f"validation loss {t.state.val_loss} at step {t.state.step}, not finite")
+    model = t.engine.whole_model()
     if t.ranks.rank == 0:
-        write_summary(find_cell_dir(t.run_dir, cell), t.run, cell, t.state, t.engine, t.stop.attempt_number)
+        write_summary(find_cell_dir(t.run_dir, cell), t.run, cell, t.state, model, t.ranks, t.stop.attempt_number)
         remove_checkpoints(find_cell_dir(t.run_dir, cell) / "checkpoints")
     t.ranks.share("cell finished")
 
 
 def save(t: Training, cell: CellRecord | None) -> None:
     """Publish a checkpoint of the trunk or of a cell's cooldown, from rank 0 while the others wait."""
+    assert isinstance(t.engine, TorchEngine), "checkpoints go through write_state next"
     if t.ranks.rank == 0:
         publish_checkpoint(t.run_dir, t.run, cell, t.state, t.engine.state_dict())
     t.ranks.share("saved")
@@ -126,6 +128,7 @@ def restore(t: Training, cell: CellRecord) -> None:
     """Go to the newest valid checkpoint on the way to a cell, which rank 0 chooses; else to step 0."""
     chosen = t.ranks.share(str(find_on_the_way(t.run_dir, cell) or "") if t.ranks.rank == 0 else "")
     if chosen:
+        assert isinstance(t.engine, TorchEngine), "checkpoints go through read_state next"
         t.state, engine_state = load_checkpoint(Path(chosen), t.ranks.device)
         t.engine.load_state_dict(engine_state)
         t.metrics.note(f"from checkpoint {Path(chosen).relative_to(t.run_dir)}")
@@ -136,12 +139,12 @@ def restore(t: Training, cell: CellRecord) -> None:
 def run_attempt(run_dir: Path, attempt_dir: Path | None, parent_pid: int | None) -> int:
     """Train a run to its end, or as far as it goes; record how it ended and return the exit status."""
     run = load_run(run_dir)
-    ranks = join_ranks(run.how.engine.device)
+    ranks = join_ranks(run.how.engine.device, run.how.engine.world_size)
     if ranks.device.type == "cpu":
         keep_freed_memory()
     if ranks.rank == 0:
         attempt_dir = attempt_dir or claim_attempt(run_dir)
-        write_attempt(attempt_dir, describe_machine(ranks))
+        write_attempt(attempt_dir, describe_machine(ranks, run.how.engine))
     stop = StopWish(attempt_dir, parent_pid) if ranks.rank == 0 else StopWish()
     with stop.listening(), Ending(stop.attempt_dir) as ending:
         train_opened(run, run_dir, ranks, stop, ending)

@@ -32,7 +32,7 @@ def test_at_the_base_width_both_are_one(facts: dict[str, object]) -> None:
 
 def test_a_forgotten_factor_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     """The check is checked: with hidden matrices learning at the full rate, mup's changes grow."""
-    monkeypatch.setattr("harness.engine.scale_lr", lambda config, role: 1.0)
+    monkeypatch.setattr("harness.optimizer.scale_lr", lambda config, role: 1.0)
     facts = check_width(widths=(64, 256), seeds=(0,), n_steps=2)
     assert find_growth(facts, "mup", "blocks.1.mlp", 2) > 2.5
 

@@ -7,9 +7,9 @@ three constants, held to published throughputs in BENCHMARKS.md; where more is a
 from dataclasses import dataclass, replace
 
 from harness.accelerators import Accelerator
+from harness.zero import BUCKET_ELEMENTS
 from model.size import ModelConfig, count_flops, count_params
 
-BUCKET_ELEMENTS = 20_000_000  # of DeepSpeed's buckets (harness/zero.py)
 PERSISTENT_ELEMENTS = 100_000  # stage 3 keeps smaller parameters whole: DeepSpeed's default
 MAX_LIVE_PARAMETERS = 1_000_000_000  # stage 3 holds up to so many gathered: DeepSpeed's default
 LARGE_VOCAB, CHUNK_LOGITS = 16_384, 2**27  # model/gpt.py: from where on, and how many logits a GPU holds at a time

@@ -182,7 +182,7 @@ def hash_weights(init_from: str | None) -> str | None:
 def resolve_how(wanted: PlannedCell, data: DataRecord) -> How:
     """Collect what may change between attempts."""
     experiment = wanted.experiment
-    check_micro_batch(wanted.optim.global_batch_size, experiment.engine.micro_batch_size, world_size=1)
+    check_micro_batch(wanted.optim.global_batch_size, experiment.engine.micro_batch_size, experiment.engine.world_size or 1)
     return How(
         data_dir=data.dir,
         engine=experiment.engine,

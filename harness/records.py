@@ -157,6 +157,56 @@ class Finding(Record):
     message: str  # names the first of the cells
 
 
+class StageForecast(Record):
+    """What a ZeRO stage would need at the largest micro-batch that fits; None where not one sequence does."""
+
+    zero_stage: int
+    micro_batch_size: int | None
+    state_bytes: float
+    peak_bytes: float
+    step_s: float | None
+    communication_s: float | None
+
+
+class SizeForecast(Record):
+    """What a step of one size needs on one rank, as planned, and under each ZeRO stage."""
+
+    size: str
+    n_params: int
+    global_batch_size: int
+    world_size: int
+    micro_batch_size: int  # as planned; where that does not fit, the largest that does
+    n_micro_steps: int
+    fits: bool
+    memory: dict[str, float]
+    compute_s: float
+    communication_s: float
+    step_s: float
+    stages: tuple[StageForecast, ...]
+
+
+class CellForecast(Record):
+    """What a cell takes: seconds in training steps on its path from step 0, and device-seconds that it adds to its run."""
+
+    cell_id: str
+    train_s: float
+    device_s: float
+
+
+class Forecast(Record):
+    """What a plan will take on a machine. Units: hours times devices, seconds, bytes; price as given per device-hour."""
+
+    basis: Literal["roofline", "probe"]
+    device: str
+    n_devices: int
+    device_hours: float
+    wall_s: float
+    disk_bytes: float
+    price: float | None
+    sizes: tuple[SizeForecast, ...]
+    cells: tuple[CellForecast, ...]
+
+
 class Plan(Record):
     """The frozen plan of an experiment."""
 
@@ -168,6 +218,7 @@ class Plan(Record):
     data: DataRecord
     runs: tuple[RunRecord, ...]
     findings: tuple[Finding, ...] = ()  # what the lint warns of
+    forecast: Forecast | None = None
 
     @property
     def cells(self) -> tuple[CellRecord, ...]:

@@ -29,6 +29,7 @@ def plan(
     runs_dir: RunsDir = Path("runs"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print only; write nothing.")] = False,
     diff: Annotated[bool, typer.Option("--diff", help="Show new, kept and orphaned cells; write nothing.")] = False,
+    show_engine: Annotated[bool, typer.Option(help="Print DeepSpeed's configuration of each run instead, as JSON.")] = False,
     probe: Annotated[bool, typer.Option("--probe", help="Measure a few steps of each size here.")] = False,
     cluster: Annotated[
         str | None, typer.Option(help="Forecast for a cluster: a name of launch/clusters, or a TOML file.")
@@ -45,9 +46,13 @@ def plan(
     from harness.outlook import compare_plan, confirm_cost, print_plan, render_difference
     from harness.plan import plan_experiment
     from harness.runs import find_experiment_dir, write_plan
+    from harness.zero import show_zero_configs
 
     loaded = load_experiment(experiment, overrides)
     planned, machine = plan_experiment(loaded), load_machine(cluster) if cluster else describe_here()
+    if show_engine:
+        print(show_zero_configs(planned))
+        return
     if diff:
         folder = find_experiment_dir(runs_dir, planned.experiment)
         print(render_difference(compare_plan(planned, folder), folder))

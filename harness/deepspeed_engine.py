@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from harness.config import EngineSection
 from harness.distributed import Ranks, form_group_of_one
 from harness.engine import draw_model
-from harness.optimizer import build_adamw
+from harness.optimizer import build_adamw, set_lr
 from harness.records import What
 from harness.zero import render_zero_config
 from model.tutorial import build_model
@@ -32,7 +32,7 @@ class DeepSpeedEngine:
         deepspeed = import_deepspeed(ranks)
         self.what, self.ranks, self.stage = what, ranks, how.zero_stage
         self.model = draw_model(what, how, init_from)
-        client, self.lr_factors = build_adamw(self.model, what, ranks.device)
+        client = build_adamw(self.model, what, ranks.device)
         config = render_zero_config(what, how, ranks.world_size)
         self.engine, self.optimizer, _, _ = deepspeed.initialize(model=self.model, optimizer=client, config=config)
         if how.compile:
@@ -62,8 +62,7 @@ class DeepSpeedEngine:
 
     def step(self, lr: float) -> None:
         """Update the weights and forget the gradients."""
-        for group, factor in zip(self.optimizer.param_groups, self.lr_factors, strict=True):
-            group["lr"] = lr * factor
+        set_lr(self.optimizer.param_groups, lr)
         self.engine.step()
 
     def skip(self) -> None:

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from harness.config import ConfigError, EngineSection
 from harness.distributed import Ranks
-from harness.optimizer import build_adamw
+from harness.optimizer import build_optimizers, set_lr
 from harness.plan import hash_weights
 from harness.records import RunRecord, What
 from model.gpt import GPT
@@ -78,7 +78,7 @@ class TorchEngine:
         if ranks.world_size > 1:
             module = DistributedDataParallel(module, device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None)
         self.module: nn.Module = torch.compile(module) if how.compile else module  # type: ignore[assignment]
-        self.optimizer, self.lr_factors = build_adamw(self.model, what, ranks.device)
+        self.optimizers = build_optimizers(self.model, what, ranks.device)
 
     def backward(self, ids: Tensor, targets: Tensor, *, micro_step: int, n_micro_steps: int) -> Tensor:
         """Add one micro-step's share of the gradient of the step's mean loss; return that share of the loss.
@@ -97,14 +97,14 @@ class TorchEngine:
 
     def step(self, lr: float) -> None:
         """Update the weights and forget the gradients."""
-        for group, factor in zip(self.optimizer.param_groups, self.lr_factors, strict=True):
-            group["lr"] = lr * factor
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            set_lr(optimizer.param_groups, lr)
+            optimizer.step()
+        self.model.zero_grad(set_to_none=True)
 
     def skip(self) -> None:
         """Forget the gradients without an update, and count it."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         self.skipped_steps += 1
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -134,12 +134,13 @@ class TorchEngine:
 
     def state_dict(self) -> dict[str, Any]:
         """Return weights and optimiser state."""
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return {"model": self.model.state_dict(), "optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over weights and optimiser state."""
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, its_state in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(its_state)
 
 
 def draw_model(what: What, how: EngineSection, init_from: str | None) -> GPT | Bigram:

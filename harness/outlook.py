@@ -11,6 +11,7 @@ from rich.table import Table
 from harness.config import ConfigError, Experiment
 from harness.lint import sort_fields
 from harness.records import CellRecord, Forecast, Plan, SizeForecast
+from harness.zero import list_cautions
 from model.ladder import format_count
 
 MAX_ROWS = 60  # more cells are shown size by size
@@ -121,7 +122,9 @@ def describe_fields(plan: Plan, experiment: Experiment) -> Iterator[str]:
 
 def describe_findings(plan: Plan) -> Iterator[str]:
     """Yield what the lint and the forecast warn of."""
-    yield "warnings:" if plan.findings else "warnings: none"
+    cautions = list_cautions(plan)
+    yield "warnings:" if plan.findings or cautions else "warnings: none"
+    yield from (f"  {caution}" for caution in cautions)
     yield from (f"  {finding.rule} ({finding.field}): {finding.message}" for finding in plan.findings)
     for size in plan.forecast.sizes if plan.forecast else ():
         if not size.fits:

@@ -11,6 +11,7 @@ from harness.config import ConfigError, Experiment
 from harness.grid import PlannedCell, list_cells, nearest_multiple
 from harness.lint import lint_plan, refuse_errors
 from harness.records import CellRecord, DataRecord, How, Plan, RunRecord, What, hash_record
+from harness.zero import check_engine
 from model.size import count_flops, count_params
 
 DEFAULT_COOLDOWN_FRACTION = 0.2  # Hägele et al. 2024, section 4: 10 to 20% of the steps match a full cosine
@@ -32,6 +33,7 @@ def plan_experiment(experiment: Experiment) -> Plan:
     for wanted in planned:
         check_epochs(experiment, data, wanted.requested_tokens)
         what = resolve_what(wanted, data, weights[wanted.experiment.model.init_from])
+        check_engine(what, wanted.experiment.engine)
         document = what.model_dump(mode="json")
         run_id = f"{wanted.model.size}-s{wanted.seed}-{hash_record(document)[:10]}"
         cell = resolve_cell(wanted, data, what, document, run_id)

@@ -44,8 +44,8 @@ def test_the_learning_rate_factor_reaches_the_optimiser(data_dir, tmp_path) -> N
     assert run.cells[0].parametrization == "mup"
     engine = verify.TorchEngine(run.what, run.how.engine, verify.Ranks(0, 1, verify.torch.device("cpu")))
     engine.step(1.0)
-    assert sorted(group["lr"] for group in engine.optimizer.param_groups) == [0.5, 1.0, 1.0]
-    by_lr = {group["lr"]: group["weight_decay"] for group in engine.optimizer.param_groups if group["weight_decay"]}
+    assert sorted(group["lr"] for group in engine.optimizers[0].param_groups) == [0.5, 1.0, 1.0]
+    by_lr = {group["lr"]: group["weight_decay"] for group in engine.optimizers[0].param_groups if group["weight_decay"]}
     assert by_lr == {0.5: 0.2, 1.0: 0.1}
     assert describe_run(build_width(64, "standard"), 0).model.parametrization is None
 

@@ -121,6 +121,20 @@ def export(
 
 
 @app.command()
+def mirror(
+    run_dir: Annotated[Path, typer.Argument(help="runs/<experiment>/<run_id>.")],
+    mode: Annotated[str, typer.Option(help="online sends; offline writes folders for wandb sync.")] = "online",
+) -> None:
+    """Send a run's metrics to wandb, again or for the first time; what wandb holds already is not sent twice."""
+    from harness.config import ConfigError
+    from harness.wandb_mirror import Watch, mirror_run
+
+    if mode not in ("online", "offline"):
+        raise ConfigError(f"--mode={mode}, is not one; use online or offline")
+    mirror_run(run_dir, "online" if mode == "online" else "offline", Watch(None, None))
+
+
+@app.command()
 def bench(
     nanogpt: Annotated[Path, typer.Option(help="A checkout of nanoGPT, whose model.py is timed beside ours.")],
     shape: Annotated[str, typer.Option(help="toy, char or bpe.")] = "toy",

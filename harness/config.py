@@ -125,6 +125,7 @@ class OptimSection(Section):
     weight_decay: Annotated[float, Field(ge=0)] | DecayRule = 0.1  # on matrices only, decoupled
     grad_clip: Positive | None = 1.0  # norm over all gradients; leave out [optim] grad_clip with `grad_clip = false`
     global_batch_size: PositiveInt | BatchRule  # sequences per step, all ranks
+    skip_spikes: Literal[True] | None = None  # leave out the update where the loss jumps; leave this key out for none
 
     @model_validator(mode="before")
     @classmethod
@@ -262,13 +263,15 @@ class EngineSection(Section):
     activation_checkpointing: bool = False  # a block's activations are computed again backwards: memory for time
     compile: bool = False
     checkpoint_every_s: Positive = 60.0
+    max_skipped_steps: int = Field(default=10, ge=0)  # updates left out since loss or gradient was not finite; then: diverged
+    hang_after_s: Positive = 600.0  # a silent rank is taken to hang; three times this outside steps
 
 
 class TrackSection(Section):
     """Where progress is written, besides the run's own metrics.jsonl."""
 
     log_every_steps: PositiveInt = 10
-    wandb: Literal["off"] = "off"
+    wandb: Literal["off", "offline", "online"] = "off"  # a copy for wandb, made beside the training
 
 
 class Experiment(Section):

@@ -104,23 +104,40 @@ class DeepSpeedEngine:
         return nullcontext()
 
     def whole_model(self) -> nn.Module:
-        """Return a model with every weight; under stage 3 a copy on the CPU, whole on rank 0."""
-        if self.stage < 3:
-            return self.model
+        """Return a copy on the CPU, whole on rank 0; weights in training are views of one buffer, which cannot be exported."""
         from deepspeed.runtime.zero import GatheredParameters
 
         whole = build_model(self.what.model)
         for target, parameter in zip(whole.parameters(), self.model.parameters(), strict=True):
-            with GatheredParameters(parameter), torch.no_grad():
+            with GatheredParameters(parameter, enabled=self.stage == 3), torch.no_grad():
                 if self.ranks.rank == 0:
                     target.data = parameter.detach().cpu().clone()
         return whole
 
     def write_state(self, folder: Path) -> None:
-        """Write weights and optimiser state; each rank writes its part under names with its rank."""
-        self.engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
-        if self.ranks.rank == 0:
-            (folder / "zero_to_fp32.py").unlink(missing_ok=True)  # a program that DeepSpeed leaves in every checkpoint
+        """Write weights and optimiser state; each rank writes its part under names with its rank.
+
+        Note: save_checkpoint has barriers, so a rank whose disk refuses raises only after them; the others would wait for it.
+        """
+        refusals: list[Exception] = []
+        writer = self.engine.checkpoint_engine
+        save = writer.save
+
+        def save_or_note(*arguments: Any, **options: Any) -> None:  # noqa: ANN401 - DeepSpeed's
+            try:
+                save(*arguments, **options)
+            except (OSError, RuntimeError) as error:  # torch.save raises the latter over the former
+                refusals.append(error)
+
+        writer.save = save_or_note
+        try:
+            self.engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+        finally:
+            writer.save = save
+        if refusals:
+            raise refusals[0]
+        for program in folder.glob("*.py"):
+            program.unlink()  # DeepSpeed leaves its conversion script in every checkpoint
 
     def read_state(self, folder: Path) -> None:
         """Take over weights and optimiser state. DeepSpeed runs what code the pickles hold: look at them before."""

@@ -2,10 +2,13 @@
 
 import gc
 import os
+import pickle
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +16,11 @@ import torch
 import torch.distributed
 
 from harness.config import ConfigError, EngineSection
+from harness.ending import find_disk_full
 from harness.runs import describe_code, find_code_root
+
+T = TypeVar("T")
+LONGEST_WAIT = timedelta(hours=2)  # for a rank that hashes a checkpoint, say; a hang is noticed by its heartbeat long before
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,33 @@ class Ranks:
         torch.distributed.broadcast_object_list(box, src=0)
         return box[0]
 
+    def gather(self, value: T) -> list[T]:
+        """Return every rank's value, by rank, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(values, value)
+        return values
+
+    def together(self, act: Callable[[], T]) -> T:
+        """Act on every rank and return this rank's result; where any rank fails, every rank raises.
+
+        So no rank waits for one that has gone. A full disk is told before other causes.
+        """
+        result, error = None, None
+        try:
+            result = act()
+        except Exception as caught:  # raised again below, on all ranks
+            error = caught
+        errors = [e for e in self.gather(make_portable(error)) if e is not None]
+        if errors:
+            raise error or next((e for e in errors if find_disk_full(e)), errors[0])
+        return result  # type: ignore[return-value]
+
+    def decide(self, act: Callable[[], T]) -> T:
+        """Have rank 0 act and return its result on every rank; its failure is every rank's."""
+        return self.gather(self.together(lambda: act() if self.rank == 0 else None))[0]  # type: ignore[return-value]
+
     def close(self) -> None:
         """Leave the group; let go of the model first.
 
@@ -48,6 +82,16 @@ class Ranks:
         if torch.distributed.is_initialized():
             gc.collect()
             torch.distributed.destroy_process_group()
+
+
+def make_portable(error: Exception | None) -> Exception | None:
+    """Return an error that can be sent to other ranks and still says what happened."""
+    error = find_disk_full(error) or error
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # whatever an exception with arguments of its own raises here
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def join_ranks(device: str, planned_world_size: int | None = None) -> Ranks:
@@ -69,7 +113,7 @@ def join_ranks(device: str, planned_world_size: int | None = None) -> Ranks:
     if use_cuda:
         torch.cuda.set_device(chosen)
     if world_size > 1:
-        torch.distributed.init_process_group("nccl" if use_cuda else "gloo")
+        torch.distributed.init_process_group("nccl" if use_cuda else "gloo", timeout=LONGEST_WAIT)
     return Ranks(rank=int(os.environ.get("RANK", "0")), world_size=world_size, device=chosen)
 
 

@@ -1,7 +1,9 @@
 """The full deterministic pass over the validation split: every token but the first is scored exactly once."""
 
+import math
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,9 +11,13 @@ import torch.nn.functional as F
 
 from data_prep.shards import TokenShards
 from harness.checkpoint import TrainState
+from harness.config import ConfigError
 from harness.engine import Engine
 from harness.metrics import MetricsWriter, convert_to_bpb
 from harness.records import CellRecord, RunRecord
+
+PROBE_WINDOWS = 8
+PROBE_TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}  # relative; another device or number of ranks rounds otherwise
 
 
 def is_evaluation_due(run: RunRecord, step: int) -> bool:
@@ -75,6 +81,34 @@ def evaluate(engine: Engine, val: TokenShards, *, seq_len: int, stride: int, bat
             total += tail
     engine.model.train()
     return float(engine.ranks.sum(np.array([total]))[0]) / (val.n_tokens - 1)
+
+
+def score_probe(engine: Engine, val: TokenShards, run: RunRecord) -> float | None:
+    """Return the loss on the first few validation windows, None where it is not finite.
+
+    It goes into each checkpoint, and the weights that are loaded from there must give it again.
+    """
+    seq_len = run.what.model.seq_len
+    starts = np.arange(min(PROBE_WINDOWS, (val.n_tokens - 1) // seq_len), dtype=np.int64) * seq_len
+    engine.model.eval()
+    with torch.no_grad():
+        windows = torch.from_numpy(val.gather(starts, seq_len + 1)).to(engine.ranks.device)
+        loss = score_windows(engine, windows).double().mean().item()
+    engine.model.train()
+    return loss if math.isfinite(loss) else None
+
+
+def check_probe(checkpoint: Path, loss: float | None, stored: float | None, run: RunRecord) -> None:
+    """Refuse weights that do not give the loss which the checkpoint's writer saw.
+
+    Raises:
+        ConfigError: they do not; they were loaded wrongly, or belong to another model.
+    """
+    tolerance = PROBE_TOLERANCE["fp32" if run.what.precision == "fp32" else "bf16"]
+    if loss != stored and (loss is None or stored is None or abs(loss - stored) > tolerance * abs(stored)):
+        raise ConfigError(
+            f"{checkpoint}: probe_loss={stored}, the loaded weights give {loss}; move this one away to go on from an older"
+        )
 
 
 def score_windows(engine: Engine, windows: torch.Tensor) -> torch.Tensor:

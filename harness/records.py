@@ -5,7 +5,7 @@ A run's `what` fixes its results, and its hash is the id; the `how` may change b
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -50,6 +50,7 @@ class Optim(Record):
     weight_decay: float
     grad_clip: float | None
     global_batch_size: int
+    skip_spikes: bool | None = None
 
 
 class What(Record):
@@ -129,6 +130,11 @@ class RunRecord(Record):
     how: How
     data: DataRecord
     cells: tuple[CellRecord, ...]
+
+    def with_engine(self, **changes: object) -> Self:
+        """Return the run with other values of [engine]: how it is trained, not what."""
+        engine = self.how.engine.model_copy(update=changes)
+        return self.model_copy(update={"how": self.how.model_copy(update={"engine": engine})})
 
     @property
     def n_trunk_steps(self) -> int:

@@ -20,20 +20,22 @@ MAY_IMPORT = {
 }
 # Another package may import these of `harness`, and nothing else: they load no torch.
 TORCH_FREE_HARNESS = {
+    "accelerators",
+    "attempt",
     "config",
+    "confounds",
+    "console",
+    "cost",
+    "ending",
+    "estimate",
+    "grid",
+    "lint",
+    "outlook",
     "plan",
     "records",
     "runs",
-    "attempt",
     "schedule",
     "zero",
-    "grid",
-    "lint",
-    "confounds",
-    "accelerators",
-    "estimate",
-    "cost",
-    "outlook",
 }
 TORCH_FREE_MODEL = {"size", "ladder", "parametrization"}
 # From data_prep, launch and results take only the type of its errors.

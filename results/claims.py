@@ -98,7 +98,7 @@ def render_method(fitted: Fitted) -> list[str]:
     """Say how the fit and its intervals were made."""
     fit, resamples = fitted.fit, fitted.resamples
     return [
-        f"Objective: sum of Huber (delta {fit.delta:g}) of ln L fitted - ln L observed = {fit.objective:.4e}; "
+        f"Objective: sum of Huber (delta {fit.objective.delta:g}) of ln L fitted - ln L observed = {fit.objective_value:.4e}; "
         f"residuals: standard deviation {100 * fit.residuals.std():.2g}%",
         f"Search: {fit.n_starts} starts, {fit.n_polished} polished, {len(fit.basins)} minimum or minima within 1% of the best; "
         f"condition number {fit.condition_number:.3g} (centred logs, scaled columns)",

@@ -103,7 +103,7 @@ def try_fit(kept: pd.DataFrame, convention: Convention) -> tuple[Fitted | None, 
         return None, str(error)
     resamples = resample_runs(fit, kept["run_id"].tolist())
     flops = float((6 * n_params * tokens).max())
-    return Fitted(fit, resamples, estimate_intervals(resamples, flops), flops, fit.law.allocate(flops)), ""
+    return Fitted(fit, resamples, estimate_intervals(resamples, flops), flops, fit.constants.allocate(flops)), ""
 
 
 def suggest_cells(cells: pd.DataFrame) -> str:
@@ -129,7 +129,9 @@ def iter_fit_warnings(fitted: Fitted) -> Iterator[str]:
     if fit.at_bounds:
         yield f"The fit put {' and '.join(fit.at_bounds)} at the edge of the allowed range."
     if len(fit.basins) > 1:
-        others = "; ".join(f"alpha {b.law.alpha:.3g}, beta {b.law.beta:.3g}, E {b.law.E:.3g}" for b in fit.basins[1:])
+        others = "; ".join(
+            ", ".join(f"{name} {v:.3g}" for name, v in fit.law.name_params(b.params).items()) for b in fit.basins[1:]
+        )
         yield f"{len(fit.basins)} different minima lie within 1% of the best objective (the others: {others})."
     if fit.condition_number > MAX_CONDITION:
         yield f"The parameters are nearly interchangeable on this grid (condition number {fit.condition_number:,.0f})."
@@ -141,7 +143,7 @@ def iter_fit_warnings(fitted: Fitted) -> Iterator[str]:
         )
     if resamples.share_unconverged > 0.01:
         yield f"{resamples.share_unconverged:.0%} of the refits behind the intervals did not converge."
-    n_params, tokens = (np.exp(v + m) for v, m in ((fit.centred.x, fit.centred.mean_x), (fit.centred.y, fit.centred.mean_y)))
+    n_params, tokens = np.exp(fit.centred.x + fit.centred.mean[:, None])
     inside = n_params.min() <= best.n_params <= n_params.max() and tokens.min() <= best.tokens <= tokens.max()
     if not inside:
         yield "The best split of the largest compute lies outside the sizes and budgets that were trained."
@@ -203,12 +205,12 @@ def describe_fitted(fitted: Fitted, kept: pd.DataFrame) -> dict[str, Any]:
     fit, resamples = fitted.fit, fitted.resamples
     return {
         "objective": "sum over cells of huber(ln L fitted - ln L observed)",
-        "delta": fit.delta,
-        "objective_value": fit.objective,
+        "delta": fit.objective.delta,
+        "objective_value": fit.objective_value,
         "n_starts": fit.n_starts,
         "n_polished": fit.n_polished,
-        "law": asdict(fit.law),
-        "basins": [asdict(basin) for basin in fit.basins],
+        "law": fit.law.name_params(fit.params),
+        "basins": [fit.law.name_params(b.params) | {"objective_value": b.objective_value} for b in fit.basins],
         "at_bounds": list(fit.at_bounds),
         "condition_number": fit.condition_number,
         "residual_sd": float(fit.residuals.std()),

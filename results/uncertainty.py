@@ -23,15 +23,14 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.special import chdtri, stdtrit
 
-from results.fit import THETA, Fit, Refits, is_at_bound, refit_many
-from results.laws import Chinchilla, FloatArray, jacobian, law_of_theta, predict_log_loss
+from results.fit import Fit, is_at_bound, refit_many
+from results.laws import Chinchilla, FloatArray, jacobian, params_of_theta, predict_log_loss
 
 LEVEL = 0.95
 N_RESAMPLES = 1000
 WEBB = np.sqrt([0.5, 1.0, 1.5])  # and their negatives: mean 0, variance 1, six values for each run
 MIN_SIZES_SHARED = 4  # E, A and alpha fit any three sizes: nothing would be left to show how trunks differ by luck
 MAX_AT_BOUND, MAX_UNCONVERGED = 0.05, 0.10  # shares of the resamples
-BATCH_SIZE = 250_000  # residuals refitted at once
 MAX_RATIO = 10.0  # an interval of a positive quantity that spans more than this factor says nothing
 METHOD = "wild cluster bootstrap by run (trunk), CR2 residuals, t quantiles"
 # tests/test_uncertainty.py measures this sentence.
@@ -106,28 +105,16 @@ def resample_runs(fit: Fit, run_ids: Sequence[str], *, n_resamples: int = N_RESA
         noise[cells], reach[cells] = scale_up @ noise[cells], scale_up @ reach[cells]
     draw = np.random.default_rng(seed)
     weights = draw.choice(np.concatenate([-WEBB, WEBB]), size=(n_resamples, len(runs)))[:, run_of_cell]
-    refits = refit_in_batches(fit, weights * noise)
+    refits = refit_many(fit, predict_log_loss(fit.theta, fit.centred) + weights * noise, tolerance=1e-6)
     return Resamples(
         fit=fit,
-        laws=tuple(law_of_theta(theta, fit.centred) for theta in refits.theta),
+        laws=tuple(fit.law.as_chinchilla(params) for params in params_of_theta(refits.theta, fit.centred)),
         run_of_cell=run_of_cell,
         basis=basis,
         reach=reach,
-        unsupported=explain_unsupported(runs, np.unique(fit.centred.x).size),
-        share_at_bound=dict(zip(THETA, is_at_bound(refits.theta, fit.centred).mean(axis=0).tolist(), strict=True)),
+        unsupported=explain_unsupported(runs, np.unique(fit.centred.x[0]).size),
+        share_at_bound=dict(zip(fit.law.parameters, is_at_bound(refits.theta, fit.centred).mean(axis=0).tolist(), strict=True)),
         share_unconverged=float(1 - refits.converged.mean()),
-    )
-
-
-def refit_in_batches(fit: Fit, noise: FloatArray) -> Refits:
-    """Refit the law plus each row of noise, in batches that stay in the processor's cache."""
-    fitted = predict_log_loss(fit.theta, fit.centred)
-    n_batches = -(-noise.size // BATCH_SIZE)
-    parts = [refit_many(fit, fitted + rows) for rows in np.array_split(noise, min(n_batches, len(noise)))]
-    return Refits(
-        theta=np.concatenate([part.theta for part in parts]),
-        objective=np.concatenate([part.objective for part in parts]),
-        converged=np.concatenate([part.converged for part in parts]),
     )
 
 
@@ -154,7 +141,7 @@ def estimate_spread(resamples: Resamples, quantity: Quantity, level: float = LEV
     Note: the root mean square deviation of each side times a t quantile. Percentiles came out too narrow: with
     bounded weights for few runs the refits have no tails.
     """
-    estimate = np.asarray(quantity(resamples.fit.law), dtype=float)
+    estimate = np.asarray(quantity(resamples.fit.constants), dtype=float)
     deviations = np.array([np.asarray(quantity(law), dtype=float) for law in resamples.laws]) - estimate
     df = estimate_df(resamples, quantity)
     reach = stdtrit(df, (1 + level) / 2)  # quantile of Student's t
@@ -175,9 +162,9 @@ def estimate_df(resamples: Resamples, quantity: Quantity) -> FloatArray:
     squares for the matrix with v_g . v_h - (basis_g' v_g) . (basis_h' v_h) at runs g, h, v_g . v_h = 0 unless g = h.
     """
     gradient = differentiate(resamples.fit, quantity)
-    moved = resamples.reach @ gradient.reshape(len(THETA), -1)  # (n, q)
+    moved = resamples.reach @ gradient.reshape(len(gradient), -1)  # (n, q)
     own = np.zeros((resamples.n_runs, moved.shape[1]))
-    absorbed = np.zeros((resamples.n_runs, len(THETA), moved.shape[1]))
+    absorbed = np.zeros((resamples.n_runs, len(gradient), moved.shape[1]))
     np.add.at(own, resamples.run_of_cell, moved**2)
     np.add.at(absorbed, resamples.run_of_cell, resamples.basis[:, :, None] * moved[:, None, :])
     lost = (absorbed**2).sum(axis=1)
@@ -190,8 +177,9 @@ def estimate_df(resamples: Resamples, quantity: Quantity) -> FloatArray:
 def differentiate(fit: Fit, quantity: Quantity, step: float = 1e-5) -> FloatArray:
     """Differentiate a quantity by theta with central differences. Shapes: (5, *quantity)."""
     rows = []
-    for direction in np.eye(len(THETA)) * step:
-        up, down = (np.asarray(quantity(law_of_theta(fit.theta + sign * direction, fit.centred))) for sign in (1, -1))
+    for direction in np.eye(len(fit.theta)) * step:
+        moved = (params_of_theta(fit.theta + sign * direction, fit.centred) for sign in (1, -1))
+        up, down = (np.asarray(quantity(fit.law.as_chinchilla(params))) for params in moved)
         rows.append((up - down) / (2 * step))
     return np.array(rows, dtype=float)
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from results.descend import LOG_MSE
 from results.fit import Fit, fit_chinchilla
 from results.laws import Chinchilla, jacobian
 from results.uncertainty import (
@@ -81,7 +82,7 @@ def test_spread_is_the_cluster_sandwich_where_the_law_is_all_but_linear() -> Non
     slopes = jacobian(fit.theta, fit.centred)
     basis, _ = np.linalg.qr(slopes)
     annihilator = np.eye(fit.n_cells) - basis @ basis.T
-    fit = replace(fit, delta=1.0, residuals=annihilator @ fit.residuals)
+    fit = replace(fit, objective=LOG_MSE, residuals=annihilator @ fit.residuals)
     to_theta = np.linalg.pinv(slopes)
     covariance, runs = np.zeros((5, 5)), np.array(run_ids)
     for run in set(run_ids):

@@ -24,7 +24,7 @@ import pandas as pd
 from scipy.special import chdtri, stdtrit
 
 from results.fit import Fit, is_at_bound, refit_many
-from results.laws import Chinchilla, FloatArray, jacobian, params_of_theta, predict_log_loss
+from results.laws import Centred, Chinchilla, FloatArray, jacobian, params_of_theta, predict_log_loss
 
 LEVEL = 0.95
 N_RESAMPLES = 1000
@@ -161,7 +161,7 @@ def estimate_df(resamples: Resamples, quantity: Quantity) -> FloatArray:
     Source: Bell & McCaffrey 2002, with independent cells as the working model: (sum of eigenvalues)^2 / sum of their
     squares for the matrix with v_g . v_h - (basis_g' v_g) . (basis_h' v_h) at runs g, h, v_g . v_h = 0 unless g = h.
     """
-    gradient = differentiate(resamples.fit, quantity)
+    gradient = differentiate(resamples.fit.theta, resamples.fit.centred, quantity)
     moved = resamples.reach @ gradient.reshape(len(gradient), -1)  # (n, q)
     own = np.zeros((resamples.n_runs, moved.shape[1]))
     absorbed = np.zeros((resamples.n_runs, len(gradient), moved.shape[1]))
@@ -174,12 +174,12 @@ def estimate_df(resamples: Resamples, quantity: Quantity) -> FloatArray:
     return np.asarray(np.maximum(df, 1.0).reshape(gradient.shape[1:]))
 
 
-def differentiate(fit: Fit, quantity: Quantity, step: float = 1e-5) -> FloatArray:
+def differentiate(theta: FloatArray, centred: Centred, quantity: Quantity, step: float = 1e-5) -> FloatArray:
     """Differentiate a quantity by theta with central differences. Shapes: (5, *quantity)."""
     rows = []
-    for direction in np.eye(len(fit.theta)) * step:
-        moved = (params_of_theta(fit.theta + sign * direction, fit.centred) for sign in (1, -1))
-        up, down = (np.asarray(quantity(fit.law.as_chinchilla(params))) for params in moved)
+    for direction in np.eye(len(theta)) * step:
+        moved = (params_of_theta(theta + sign * direction, centred) for sign in (1, -1))
+        up, down = (np.asarray(quantity(centred.law.as_chinchilla(params))) for params in moved)
         rows.append((up - down) / (2 * step))
     return np.array(rows, dtype=float)
 

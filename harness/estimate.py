@@ -12,7 +12,7 @@ from model.size import ModelConfig, count_flops, count_params
 
 PERSISTENT_ELEMENTS = 100_000  # stage 3 keeps smaller parameters whole: DeepSpeed's default
 MAX_LIVE_PARAMETERS = 1_000_000_000  # stage 3 holds up to so many gathered: DeepSpeed's default
-LARGE_VOCAB, CHUNK_LOGITS = 16_384, 2**27  # model/gpt.py: from where on, and how many logits a GPU holds at a time
+LARGE_VOCAB, CHUNK_LOGITS = 16_384, 2**25  # model/head.py: from where on, and how many logits are held at a time
 USABLE_MEMORY = 0.92  # the rest: the CUDA context, cuBLAS workspaces, fragments
 PRODUCT_EFFICIENCY = 0.7  # of the peak that large matrix products reach
 PASSES_COMPILED, PASSES_EAGER = 3.0, 5.0  # times that stored activations cross the memory, forward and backward together
@@ -146,11 +146,16 @@ def count_layer_bytes(model: ModelConfig, setting: Setting) -> float:
 
 
 def count_logit_bytes(model: ModelConfig, setting: Setting, tokens: int) -> float:
-    """Return the bytes around the loss at the worst moment: log-probabilities and two gradients, in fp32."""
-    rows = model.n_vocab_rows
-    if setting.on_cuda and model.vocab_size >= LARGE_VOCAB:
-        tokens = min(tokens, max(1, CHUNK_LOGITS // rows))
-    return 12.0 * tokens * rows
+    """Return the bytes around the loss at the worst moment: log-probabilities and two gradients, in fp32.
+
+    Note: of a large vocabulary a chunk is held, and gradients of the head's input and matrix that wait (model/head.py).
+    """
+    number = 4 if setting.precision == "fp32" else 2
+    if model.vocab_size < LARGE_VOCAB:
+        return 12.0 * tokens * model.n_vocab_rows
+    chunk = min(tokens * model.vocab_size, CHUNK_LOGITS)
+    matrix = model.d_model * model.n_vocab_rows
+    return (4.0 + 2 * number) * chunk + number * tokens * model.d_model + (4.0 + number) * matrix
 
 
 def count_buffers(model: ModelConfig, setting: Setting) -> float:

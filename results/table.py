@@ -198,6 +198,8 @@ def explain_exclusion(row: dict[Hashable, Any], metric_id: str) -> str:
         return f"another metric: {row['metric_id']}, while most cells have {metric_id}"
     if row["role"] == "held_out":
         return "held out: trained to test a prediction, never fitted"
+    if row["role"] == "scratch":
+        return "from scratch: trained to be compared with its branch, never fitted"
     return ""
 
 

@@ -135,9 +135,12 @@ def count_layer_bytes(model: ModelConfig, setting: Setting) -> float:
     d, d_kv, d_mlp = model.d_model, model.d_kv, model.d_mlp
     number, residual = (4 if setting.precision == "fp32" else 2), (2 if setting.precision == "bf16_native" else 4)
     norms = 2 * d * (residual + number)
-    attention = number * (d + 2 * d_kv + d) + 4 * model.n_head  # q, k, v, output, log-sum-exp
-    attention += number * 2 * d if d_kv < d else 0  # keys and values repeated for their queries
-    attention += (4 if model.qk_norm else 0) * (d + d_kv) + (number if model.positions == "rotary" else 0) * (d + d_kv)
+    is_moved, is_shared = model.qk_norm or model.positions == "rotary", d_kv < d
+    attention = number * d + 4 * model.n_head  # the output, and the log-sum-exp
+    attention += 0 if is_moved and is_shared else number * (d + 2 * d_kv)  # q, k, v as they came
+    attention += number * (2 * d if is_shared else 0)  # keys and values repeated for their queries
+    attention += number * (d + (0 if is_shared else d_kv)) if is_moved else 0  # queries and keys turned
+    attention += 4 * (d + d_kv) if model.qk_norm else 0
     if not setting.on_cuda and setting.precision != "fp32":  # matrix products with explicit weights, and a copy of the output
         attention += number * (model.n_head * model.seq_len + d)
     wide = {"relu": 1, "swiglu": 4}.get(model.activation, 2)

@@ -72,7 +72,7 @@ def list_staging(run_dir: Path) -> list[Path]:
 
 def holds_lease(attempt_dir: Path) -> bool:
     """Say whether no later attempt has been claimed."""
-    return int(list_attempts(attempt_dir.parent.parent)[-1].name) == int(attempt_dir.name)
+    return not any(int(other.name) > int(attempt_dir.name) for other in list_attempts(attempt_dir.parent.parent))
 
 
 def check_lease(attempt_dir: Path) -> None:
@@ -95,18 +95,22 @@ class Heart:
     """A rank's sign of life: a small file that says where it is, and its stacks once it has been silent for too long."""
 
     def __init__(self, attempt_dir: Path, rank: int, hang_after_s: float) -> None:
-        self.rank, self.hang_after_s, self.phase, self.last_beat = rank, hang_after_s, "", 0.0
+        self.hang_after_s, self.phase, self.last_beat = hang_after_s, "", 0.0
+        self.own_s, self.n_own = 0.0, 0  # of the steps since the last beat
         self.pid_start, self.stacks_path = read_process_start(os.getpid()), attempt_dir / f"stacks-{rank}"
         self.descriptor = os.open(attempt_dir / f"heartbeat-{rank}", os.O_WRONLY | os.O_CREAT, 0o644)
         self.stacks = self.stacks_path.open("w")
 
-    def beat(self, phase: str, step: int) -> None:
-        """Say where this rank is, at most once a second within a phase."""
+    def beat(self, phase: str, step: int, own_s: float = 0.0) -> None:
+        """Say where this rank is, at most once a second within a phase, and its mean time in a step before it meets others."""
         now = time.monotonic()
+        self.own_s, self.n_own = self.own_s + own_s, self.n_own + 1
         if phase == self.phase and now - self.last_beat < HEARTBEAT_S:
             return
         self.phase, self.last_beat = phase, now
-        beat = {"pid": os.getpid(), "pid_start": self.pid_start, "host": os.uname().nodename, "phase": phase, "step": step}
+        who = {"pid": os.getpid(), "pid_start": self.pid_start, "host": os.uname().nodename}
+        beat = {**who, "phase": phase, "step": step, "own_s": round(self.own_s / self.n_own, 4)}
+        self.own_s, self.n_own = 0.0, 0
         os.pwrite(self.descriptor, json.dumps(beat).encode().ljust(HEARTBEAT_BYTES), 0)
         faulthandler.dump_traceback_later(find_patience_s(phase, self.hang_after_s), file=self.stacks)
 

@@ -267,8 +267,8 @@ def load_state(checkpoint: Path) -> TrainState:
     return replace(state, recent_losses=tuple(state.recent_losses))
 
 
-def check_resumable(checkpoint: Path, found: dict[str, Any], here: Origin) -> None:
-    """Refuse to go on from a checkpoint under another engine, or with ZeRO's parts over another number of ranks.
+def check_resumable(checkpoint: Path, found: dict[str, Any], here: Origin, allow_reshape: bool) -> bool:
+    """Refuse to go on from a checkpoint under another engine; say whether ZeRO's parts have to be cut anew, where allowed.
 
     Raises:
         ConfigError: this run cannot go on from it as it was started.
@@ -280,11 +280,13 @@ def check_resumable(checkpoint: Path, found: dict[str, Any], here: Origin) -> No
                 f"{checkpoint}: {key}={found[key]}, this run has {mine}; go on as it was begun, or move the checkpoints away "
                 "to train from the beginning"
             )
-    if here.zero_stage and found["world_size"] != here.world_size:
+    must_reshape = bool(here.zero_stage) and found["world_size"] != here.world_size
+    if must_reshape and not allow_reshape:
         raise ConfigError(
             f"{checkpoint}: world_size={found['world_size']}, ZeRO's parts do not fit {here.world_size} ranks; start it on "
-            f"{found['world_size']}"
+            f"{found['world_size']}, or with --allow-reshape"
         )
+    return must_reshape
 
 
 def prune_checkpoints(run_dir: Path, run: RunRecord, folder: Path) -> None:

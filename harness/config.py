@@ -96,7 +96,7 @@ class LrRule(Section):
 class BatchRule(Section):
     """A global batch that follows from the size, rounded to a multiple of some number of sequences."""
 
-    rule: Literal["step_law", "deepseek"]
+    rule: Literal["olmo", "step_law", "deepseek"]
     factor: Positive = 1.0
     multiple_of: PositiveInt = 1
 

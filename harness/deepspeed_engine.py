@@ -104,12 +104,12 @@ class DeepSpeedEngine:
         return nullcontext()
 
     def whole_model(self) -> nn.Module:
-        """Return a copy on the CPU, whole on rank 0; weights in training are views of one buffer, which cannot be exported."""
+        """Return a copy on the CPU with every weight, whole on rank 0: ZeRO's are views of flat buffers, or pieces."""
         from deepspeed.runtime.zero import GatheredParameters
 
         whole = build_model(self.what.model)
         for target, parameter in zip(whole.parameters(), self.model.parameters(), strict=True):
-            with GatheredParameters(parameter, enabled=self.stage == 3), torch.no_grad():
+            with GatheredParameters(parameter, enabled=self.stage == 3):
                 if self.ranks.rank == 0:
                     target.data = parameter.detach().cpu().clone()
         return whole
@@ -142,6 +142,24 @@ class DeepSpeedEngine:
     def read_state(self, folder: Path) -> None:
         """Take over weights and optimiser state. DeepSpeed runs what code the pickles hold: look at them before."""
         self.engine.load_checkpoint(str(folder), tag=TAG, load_lr_scheduler_states=False)
+
+    def read_universal(self, folder: Path, n_updates: int) -> None:
+        """Take over a converted checkpoint, which fits any number of ranks, after so many updates.
+
+        Note: at stage 3 DeepSpeed 0.19.8 gives every group the first one's weight decay and one counter of updates for all of
+        them, which each then advances; so both are set here.
+        """
+        settings = [{key: value for key, value in group.items() if key != "params"} for group in self.optimizer.param_groups]
+        config = self.engine._config
+        config.load_universal_checkpoint = True
+        try:
+            self.read_state(folder)
+        finally:
+            config.load_universal_checkpoint = False
+        for group, setting in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(setting)
+        for state in self.optimizer.optimizer.state.values():
+            state["step"] = torch.full_like(state["step"], n_updates)
 
 
 def import_deepspeed(ranks: Ranks) -> ModuleType:

@@ -194,27 +194,15 @@ def measure_scale(model: ModelConfig, requested_tokens: int) -> Scale:
     params, flops = count_params(model), count_flops(model)
     return Scale(
         n_params_non_embedding=max(1, params.n_params_non_embedding),
-        n_params_matmul=max(1, params.n_params_matmul),
+        n_params_with_head=max(1, params.n_params_non_embedding + params.head_matrix),
         tokens=requested_tokens,
         flops_per_token_non_embedding=max(1, flops.flops_per_token - flops.head),
     )
 
 
 def resolve_lr(lr: float | LrRule, scale: Scale) -> float:
-    """Return the learning rate as a number.
-
-    Raises:
-        ConfigError: the rule leaves the sizes it was found at and returns none.
-    """
-    if not isinstance(lr, LrRule):
-        return lr
-    value = lr.factor * LR_RULES[lr.rule](scale)
-    if value <= 0:
-        raise ConfigError(
-            f'optim.lr={{ rule = "{lr.rule}" }}, gives {value:.3g} at {scale.n_params_non_embedding:,} parameters; '
-            "use another rule or a number"
-        )
-    return value
+    """Return the learning rate as a number."""
+    return lr.factor * LR_RULES[lr.rule](scale) if isinstance(lr, LrRule) else lr
 
 
 def resolve_batch(batch: int | BatchRule, scale: Scale, seq_len: int) -> int:

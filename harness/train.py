@@ -62,8 +62,10 @@ class Training:
     origin: Origin
     devices: Devices
     counted_to: float = field(default_factory=time.monotonic)  # the moment up to which state.wall_s has counted
+    allow_reshape: bool = False
     state: TrainState = field(default_factory=TrainState)
     last_save: float = field(default_factory=time.monotonic)
+    agreed_at: float = field(default_factory=time.perf_counter)  # from here to a step's last batch a rank waits for no other
 
 
 def train_run(t: Training) -> None:
@@ -123,10 +125,11 @@ def train_segment(t: Training, cell: CellRecord | None, end_step: int) -> None:
 
 def agree(t: Training, loss: float, grad_norm: float) -> tuple[float, bool, bool, bool, np.ndarray]:
     """Return what all ranks hold in common: mean loss, whether all is finite, to stop, to save, and the step's data digest."""
-    t.attempt.heart.beat("step", t.state.step)
+    t.attempt.heart.beat("step", t.state.step, t.batches.last_given - t.agreed_at)
     is_save_due = t.ranks.rank == 0 and time.monotonic() - t.last_save >= t.run.how.engine.checkpoint_every_s
     mine = np.array([loss, not math.isfinite(loss + grad_norm), t.attempt.stop.look(), is_save_due], dtype=np.float64)
     total = t.ranks.sum(np.concatenate([mine, t.batches.read_digest()]))
+    t.agreed_at = time.perf_counter()
     return float(total[0]) / t.ranks.world_size, not total[1], bool(total[2]), bool(total[3]), total[4:]
 
 
@@ -172,17 +175,27 @@ def restore(t: Training, cell: CellRecord) -> None:
     """Go to the newest valid checkpoint on the way to a cell, which rank 0 chooses; else to step 0."""
     found = t.ranks.decide(lambda: find_on_the_way(t.run_dir, cell))
     if found is not None:
-        manifest = t.ranks.together(lambda: read_manifest(found))
-        check_resumable(found, manifest, t.origin)
-        t.engine.read_state(found)
-        t.state = load_state(found)
+        manifest, t.state = t.ranks.together(lambda: (read_manifest(found), load_state(found)))
+        if check_resumable(found, manifest, t.origin, t.allow_reshape):
+            from harness.reshape import read_reshaped  # here, since it needs deepspeed
+
+            scratch = found.parent / f".staging-reshape-{t.attempt.number}"
+            read_reshaped(t.engine, t.ranks, found, scratch, t.state.step - t.state.skipped_steps)
+        else:
+            t.engine.read_state(found)
         check_probe(found, score_probe(t.engine, t.val, t.run), manifest["probe_loss"], t.run)
         t.metrics.note(f"from checkpoint {found.relative_to(t.run_dir)}")
     elif t.state.step:  # the weights are another segment's
         t.state, t.engine = TrainState(), open_engine(t.run, t.ranks)
 
 
-def run_attempt(run_dir: Path, attempt_dir: Path | None, parent_pid: int | None, micro_batch_size: int | None = None) -> int:
+def run_attempt(
+    run_dir: Path,
+    attempt_dir: Path | None,
+    parent_pid: int | None,
+    micro_batch_size: int | None = None,
+    allow_reshape: bool = False,
+) -> int:
     """Train a run to its end, or as far as it goes; record how it ended and return the exit status."""
     run, started = load_run(run_dir), time.monotonic()
     if micro_batch_size is not None:
@@ -199,7 +212,7 @@ def run_attempt(run_dir: Path, attempt_dir: Path | None, parent_pid: int | None,
     hang_after_s, mirror = run.how.engine.hang_after_s, None
     with Attempt.joined(folder, ranks.rank, ranks.world_size, hang_after_s, parent_pid) as attempt, attempt.ending:
         mirror = start_mirror(run, run_dir, attempt.folder) if ranks.rank == 0 else None
-        train_opened(run, run_dir, ranks, attempt, started)
+        train_opened(run, run_dir, ranks, attempt, started, allow_reshape)
     if attempt.ending.status == 0:  # else some rank may be gone, and parting would wait for it
         ranks.close()
     if mirror is not None:
@@ -207,7 +220,7 @@ def run_attempt(run_dir: Path, attempt_dir: Path | None, parent_pid: int | None,
     return attempt.ending.status
 
 
-def train_opened(run: RunRecord, run_dir: Path, ranks: Ranks, attempt: Attempt, started: float) -> None:
+def train_opened(run: RunRecord, run_dir: Path, ranks: Ranks, attempt: Attempt, started: float, allow_reshape: bool) -> None:
     """Open data, model and record, and train; all of it is let go again before the ranks part."""
     attempt.heart.beat("start", 0)
     origin = describe_origin(run, ranks, attempt.number)
@@ -217,7 +230,7 @@ def train_opened(run: RunRecord, run_dir: Path, ranks: Ranks, attempt: Attempt, 
     engine = open_engine(run, ranks)
     with MetricsWriter(attempt.folder if ranks.rank == 0 else None) as metrics:
         devices = open_devices(ranks, run.what.precision)
-        t = Training(run, run_dir, ranks, batches, val, engine, metrics, attempt, origin, devices, counted_to=started)
+        t = Training(run, run_dir, ranks, batches, val, engine, metrics, attempt, origin, devices, started, allow_reshape)
         attempt.ending.watch(lambda: t.state.step)
         train_run(t)
 
@@ -229,8 +242,9 @@ def main() -> None:
     parser.add_argument("--attempt-dir", type=Path, help="the attempt's folder, where the caller has claimed one")
     parser.add_argument("--parent-pid", type=int, help="stop cleanly when this process, the caller, is gone")
     parser.add_argument("--micro-batch-size", type=int, help="sequences per rank and micro-step, instead of the plan's")
+    parser.add_argument("--allow-reshape", action="store_true", help="cut ZeRO's parts anew for another number of ranks")
     arguments = parser.parse_args()
-    sys.exit(run_attempt(arguments.run_dir, arguments.attempt_dir, arguments.parent_pid, arguments.micro_batch_size))
+    sys.exit(run_attempt(**vars(arguments)))
 
 
 if __name__ == "__main__":

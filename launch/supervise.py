@@ -11,6 +11,7 @@ import os
 import shlex
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import time
@@ -40,6 +41,7 @@ from harness.runs import (
 POLL_S = 0.5
 RELAUNCHES = 2  # after failures in a row that bring no further checkpoint
 FAIL_GRACE_S = 30.0  # for the other ranks to end by themselves after one has
+SLOW_RATIO, SLOW_S, SLOW_BEATS = 1.5, 0.02, 3  # a straggler: by this factor, by so many seconds a step, so often in a row
 HANG_MARGIN_S = 2.0  # for a silent rank to write its stacks down first
 ENVIRONMENT = ("HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "TMPDIR", "TZ", "USER", "VIRTUAL_ENV")
 ENVIRONMENT_PREFIXES = ("HARNESS_", "TORCH_", "CUDA_", "NCCL_", "GLOO_", "DS_", "PET_")
@@ -59,6 +61,7 @@ class Place:
     prefix: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     module: str = "harness.train"
+    allow_reshape: bool = False  # ZeRO's parts, where a checkpoint was written by another number of ranks
 
     @property
     def world_size(self) -> int:
@@ -88,6 +91,7 @@ def render_command(place: Place, run_dir: Path, attempt_dir: Path, micro_batch_s
     command += [place.module, str(run_dir), "--attempt-dir", str(attempt_dir)]
     if not place.prefix:
         command += ["--parent-pid", str(os.getpid())]
+    command += ["--allow-reshape"] if place.allow_reshape else []
     return command + (["--micro-batch-size", str(micro_batch_size)] if micro_batch_size is not None else [])
 
 
@@ -126,6 +130,7 @@ class Supervision:
     beats: dict[int, Any] = field(default_factory=dict, init=False)
     last_change: float = field(default=0.0, init=False)
     ended_at: float | None = field(default=None, init=False)  # when a rank was first seen to have failed, or the command ended
+    n_slow: tuple[int | None, int] = field(default=(None, 0), init=False)  # the slowest rank, and for how many beats in a row
     verdict: str | None = field(default=None, init=False)  # why this process killed the ranks
 
     def start(self) -> None:
@@ -172,6 +177,7 @@ class Supervision:
         now, beats = time.monotonic(), read_heartbeats(self.attempt_dir)
         if beats != self.beats:
             self.beats, self.last_change = beats, now
+            self.tell_straggler()
         phase = next((beat["phase"] for beat in beats.values()), "start")
         patience_s = find_patience_s(phase, self.run.how.engine.hang_after_s) + HANG_MARGIN_S
         if now - self.last_change > patience_s:
@@ -180,6 +186,19 @@ class Supervision:
             self.ended_at = now
         if self.ended_at is not None and now - self.ended_at > FAIL_GRACE_S:
             self.kill("")
+
+    def tell_straggler(self) -> None:
+        """Name a rank that keeps the others waiting, once an attempt; it goes on, since who is slow may not stay so."""
+        rank = find_straggler({rank: beat.get("own_s", 0.0) for rank, beat in self.beats.items() if beat["phase"] == "step"})
+        self.n_slow = (self.n_slow[0], self.n_slow[1] + 1) if rank == self.n_slow[0] else (rank, 1)
+        if rank is not None and self.n_slow[1] == SLOW_BEATS:
+            own = ", ".join(f"rank {r} {beat.get('own_s', 0.0):.3f} s" for r, beat in sorted(self.beats.items()))
+            line = (
+                f"straggler: {describe_rank(self.attempt_dir, rank)} keeps the others waiting; before they meet in a step: {own}"
+            )
+            print(f"{self.run.run_id}: {line}", flush=True)
+            with (self.attempt_dir / "log").open("a") as log:
+                log.write(f"{line}\n")
 
     def has_lost_rank(self) -> bool:
         """Say whether the command has ended, a rank has recorded a failure, or a rank of this host is gone."""
@@ -264,6 +283,15 @@ def read_heartbeats(attempt_dir: Path) -> dict[int, Any]:
         if beat := read_heartbeat(path):
             beats[int(path.name.rpartition("-")[2])] = {**beat, "at": path.stat().st_mtime_ns}
     return beats
+
+
+def find_straggler(own_s: Mapping[int, float]) -> int | None:
+    """Return the rank that takes much longer by itself than the others do in the middle, None where none does."""
+    if len(own_s) < 2:
+        return None
+    slowest = max(own_s, key=lambda rank: own_s[rank])
+    usual = statistics.median(seconds for rank, seconds in own_s.items() if rank != slowest)
+    return slowest if own_s[slowest] > max(SLOW_RATIO * usual, usual + SLOW_S) else None
 
 
 def find_processes(attempt_dir: Path) -> list[int]:
@@ -353,6 +381,7 @@ def main() -> None:
     parser.add_argument("--head", default="localhost", help="host of the rendezvous, where there are several nodes")
     parser.add_argument("--threads", type=int, help="CPU threads of each rank")
     parser.add_argument("--take-over", action="store_true", help="also from an attempt that seems alive: it must end")
+    parser.add_argument("--allow-reshape", action="store_true", help="cut ZeRO's parts anew for another number of ranks")
     parser.add_argument("--prefix", default="", help="put before the command that starts a node's ranks, such as srun")
     given = parser.parse_args()
     place = Place(
@@ -362,6 +391,7 @@ def main() -> None:
         given.head,
         tuple(shlex.split(given.prefix)),
         build_environment(given.threads),
+        allow_reshape=given.allow_reshape,
     )
     sys.exit(supervise(given.run_dir, place, given.take_over))
 

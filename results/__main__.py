@@ -66,7 +66,7 @@ def plot(source: Source, runs_dir: RunsDir = Path("runs"), params: Params = "tot
     from results.transfer import COORDINATES, has_sweep, load_coordinates, plot_coordinates, plot_transfer
 
     if (source / COORDINATES).is_file():
-        for path in write_pictures([plot_coordinates(load_coordinates(source))], source):
+        for path in write_pictures([plot_coordinates(*load_coordinates(source))], source):
             print(path)
         return
     experiment_dir = find_experiment(source, runs_dir)
@@ -96,6 +96,18 @@ def transfer(source: Source, runs_dir: RunsDir = Path("runs")) -> None:
     print(text)
     for path in write_pictures([plot_transfer(cells)], results_dir / "figures"):
         print(path)
+
+
+@app.command()
+def baseline(source: Source, runs_dir: RunsDir = Path("runs")) -> None:
+    """Print a baseline's loss beside the video's and nanoGPT's."""
+    from results.baseline import render_baseline
+    from results.table import load_cells, write_table
+
+    experiment_dir = find_experiment(source, runs_dir)
+    cells = load_cells(experiment_dir)
+    write_table(cells, experiment_dir / "results")
+    print(render_baseline(cells))
 
 
 @app.command()

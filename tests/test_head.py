@@ -1,8 +1,13 @@
 """The loss in chunks is the plain loss, in value and gradients, and never holds the logits of the batch."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import ROOT
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -114,3 +119,40 @@ def test_without_gradients_it_is_the_same_number(monkeypatch: pytest.MonkeyPatch
     trained, _ = measure(model, ids)
     with torch.no_grad():
         assert model(ids, ids)[1].item() == trained
+
+
+MEASURE_PEAK = """
+import sys, torch
+from model import gpt, head
+from model.size import resolve_model
+torch.manual_seed(0)
+gpt.LARGE_VOCAB, head.CHUNK_LOGITS = int(sys.argv[1]), 2**23
+model = gpt.GPT(resolve_model("gpt2", n_layer=1, n_head=2, d_model=64, vocab_size=50_257, seq_len=256))
+ids = torch.randint(0, 50_257, (8, 256))
+def read_peak():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
+model(ids[:1, :8], ids[:1, :8])[1].backward()  # what torch loads when it is first used
+before = read_peak()
+loss = model(ids, ids)[1]
+loss.backward()
+print((read_peak() - before) // 1024, loss.item())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_at_gpt2s_vocabulary_it_takes_a_fraction_of_the_memory() -> None:
+    """8 x 256 positions: their logits in float32 are 393 MiB, a chunk's 32. Each way in a process of its own, by its peak."""
+    found = []
+    environment = {
+        **os.environ,
+        "MALLOC_MMAP_THRESHOLD_": "1000000",
+    }  # glibc gives large blocks back at once: the peak is the need
+    for large_vocab in ("1000000", "16384"):
+        command = [sys.executable, "-c", MEASURE_PEAK, large_vocab]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+        found.append([float(number) for number in done.stdout.split()])
+    (plain, plain_loss), (chunked, chunked_loss) = found
+    print(f"peak above the model: plain {plain:.0f} MiB, in chunks {chunked:.0f} MiB")
+    assert chunked_loss == pytest.approx(plain_loss, rel=1e-5)
+    assert plain > 2 * 393
+    assert chunked < plain / 6

@@ -18,6 +18,8 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Override a key: optim.lr=3e-4 (the value is TOML). Repeatable.")
 ]
 RunsDir = Annotated[Path, typer.Option(help="Where experiments keep their runs.")]
+MaxDeviceHours = Annotated[float, typer.Option(min=0.0, help="Ask before a plan that is forecast to take more.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
 
 @app.command()
@@ -25,21 +27,50 @@ def plan(
     experiment: ExperimentFile,
     overrides: Overrides = None,
     runs_dir: RunsDir = Path("runs"),
-    dry_run: Annotated[bool, typer.Option(help="Print only; write nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print only; write nothing.")] = False,
+    diff: Annotated[bool, typer.Option("--diff", help="Show new, kept and orphaned cells; write nothing.")] = False,
     show_engine: Annotated[bool, typer.Option(help="Print DeepSpeed's configuration of each run instead, as JSON.")] = False,
+    probe: Annotated[bool, typer.Option("--probe", help="Measure a few steps of each size here.")] = False,
+    cluster: Annotated[
+        str | None, typer.Option(help="Forecast for a cluster: a name of launch/clusters, or a TOML file.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="Forecast for a device, such as H100 or CPU.")] = None,
+    devices: Annotated[int | None, typer.Option(min=1, help="How many of them.")] = None,
+    price: Annotated[float | None, typer.Option(min=0.0, help="Of a device-hour.")] = None,
+    max_device_hours: MaxDeviceHours = 100.0,
+    yes: Yes = False,
 ) -> None:
-    """Resolve an experiment into runs and cells, print them, and freeze them in runs/<name>/plan.json."""
+    """Resolve an experiment into runs and cells, check and price them, and freeze them in runs/<name>/plan.json."""
     from harness.config import load_experiment
-    from harness.plan import plan_experiment, print_plan
-    from harness.runs import write_plan
+    from harness.cost import describe_here, forecast_plan, load_machine
+    from harness.outlook import compare_plan, confirm_cost, print_plan, render_difference
+    from harness.plan import plan_experiment
+    from harness.runs import find_experiment_dir, write_plan
     from harness.zero import show_zero_configs
 
-    planned = plan_experiment(load_experiment(experiment, overrides))
+    loaded = load_experiment(experiment, overrides)
+    planned, machine = plan_experiment(loaded), load_machine(cluster) if cluster else describe_here()
     if show_engine:
         print(show_zero_configs(planned))
         return
-    print_plan(planned)
-    if not dry_run:
+    if diff:
+        folder = find_experiment_dir(runs_dir, planned.experiment)
+        print(render_difference(compare_plan(planned, folder), folder))
+        return
+    given = {"device": device, "n_devices": devices or (1 if device else None), "price_per_device_hour": price or None}
+    machine = machine.model_copy(update={key: value for key, value in given.items() if value is not None})
+    measured = None
+    if probe:
+        from harness.probe import probe_sizes  # here, since torch comes with it
+
+        measured = probe_sizes(planned)
+    planned = forecast_plan(planned, machine, measured)
+    print_plan(planned, loaded)
+    if loaded.data.on_paper is not None:
+        print("on paper: there is no data to train on, so no plan is written")
+    elif not dry_run:
+        assert planned.forecast is not None
+        confirm_cost(planned.forecast, max_device_hours, yes)
         print(f"plan written to {write_plan(planned, runs_dir) / 'plan.json'}")
 
 

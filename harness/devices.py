@@ -12,35 +12,11 @@ from typing import Literal
 
 import torch
 
+from harness.accelerators import find_accelerator
 from harness.distributed import Ranks, read_device_name
 
 PeakSource = Literal["data sheet", "measured product"]
 
-# TFLOP/s without sparsity: bf16 with sums in fp32, and plain fp32 (no TF32), by a word of the name that torch gives.
-# Source: NVIDIA's data sheets and architecture whitepapers of each product, where figures "with sparsity" are halved.
-# The first match counts, so the narrower names stand first.
-PEAKS: tuple[tuple[str, float | None, float], ...] = (
-    ("B200", 2250, 75),
-    ("GH200", 989, 67),
-    ("H200 NVL", 836, 60),
-    ("H200", 989, 67),
-    ("H100 NVL", 835, 60),
-    ("H100 PCIe", 756, 51),
-    ("H100", 989, 67),  # SXM: "NVIDIA H100 80GB HBM3"
-    ("A100", 312, 19.5),
-    ("A40", 149.7, 37.4),
-    ("A30", 165, 10.3),
-    ("A10", 125, 31.2),
-    ("L40S", 362, 91.6),
-    ("L40", 181, 90.5),
-    ("L4", 121, 30.3),
-    ("RTX 6000 Ada", 364.2, 91.1),
-    ("RTX A6000", 154.8, 38.7),
-    ("RTX 4090", 165.2, 82.6),
-    ("RTX 3090", 71, 35.6),
-    ("V100", None, 15.7),  # no bf16
-    ("T4", None, 8.1),
-)
 PRODUCT_WIDTH, PRODUCT_TRIES = 1024, 5
 MAX_MEASURE_S = 0.5  # a CPU without fast bf16 is not asked twice
 
@@ -84,11 +60,10 @@ def find_peak(device_name: str, is_bf16: bool) -> float | None:
     """Look a GPU up. Units: FLOP/s; None for a GPU that is not in the table, or one whose fp32 products run in TF32."""
     if not is_bf16 and torch.get_float32_matmul_precision() != "highest":
         return None
-    for name, bf16, fp32 in PEAKS:
-        if re.search(rf"\b{name}\b", device_name):
-            tflops = bf16 if is_bf16 else fp32
-            return None if tflops is None else tflops * 1e12
-    return None
+    found = find_accelerator(device_name)
+    if found is None:
+        return None
+    return found.bf16_flops_per_s if is_bf16 else found.fp32_flops_per_s
 
 
 def measure_product(dtype: torch.dtype) -> float:

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from harness.config import ConfigError, Section, describe_fault, read_toml
+from harness.cost import Machine
 
 CLUSTERS_DIR = Path(__file__).parent / "clusters"
 
@@ -19,6 +20,7 @@ class Cluster(Section):
     scheduler: Literal["local"]
     slots: Literal["auto"] | int = Field(default="auto")
     threads_per_slot: Literal["all"] | int = Field(default=1)
+    machine: Machine | None = None  # for the forecast; None: this machine's cores
 
     @property
     def n_threads(self) -> int | None:

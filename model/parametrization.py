@@ -1,4 +1,4 @@
-"""How settings found at one size carry over to another: mup's factors for AdamW, and rules of learning rate and batch by size.
+"""How settings found at one size carry over to another: mup's factors for AdamW, and rules by size for other settings.
 
 No torch. `m` is d_model over the base width. Under the standard parametrization every factor is 1. Sources:
 TP5: Yang et al. 2022, "Tensor Programs V", arXiv 2203.03466. CompleteP: Dey et al. 2025, arXiv 2505.01618, whose table 1
@@ -167,6 +167,35 @@ def compute_deepseek_batch(scale: Scale) -> float:
     return float(0.2920 * (scale.flops_per_token_non_embedding * scale.tokens) ** 0.3271)
 
 
+def compute_model_size_warmup(scale: Scale) -> float:
+    """Return as many tokens as the model has parameters in matrices, head included. Units: tokens.
+
+    Source: Porian et al. 2024, arXiv 2406.19146, section 3.2: a warmup that is long for small models bends the law.
+    """
+    return float(scale.n_params_with_head)
+
+
+def compute_fraction_warmup(scale: Scale) -> float:
+    """Return the budget, of which the rule's factor takes a part. Units: tokens."""
+    return float(scale.tokens)
+
+
+def compute_product_decay(lr: float, n_steps: int) -> float:
+    """Return 1 / lr, so that lr x weight decay is the rule's factor at every size.
+
+    Source: Wang and Aitchison 2024, arXiv 2405.13698: the product sets the optimiser's timescale, in steps.
+    """
+    return 1.0 / lr
+
+
+def compute_timescale_decay(lr: float, n_steps: int) -> float:
+    """Return 1 / (lr x steps): averages over 1 / factor of the training, whatever its length.
+
+    Source: the same, and Bergsma et al. 2025, "Power Lines", arXiv 2505.13738, whose tau is 1 / (lr x weight decay x steps).
+    """
+    return 1.0 / (lr * n_steps)
+
+
 LR_RULES: dict[str, Callable[[Scale], float]] = {
     "olmo": compute_olmo_lr,
     "step_law": compute_step_law_lr,
@@ -178,3 +207,13 @@ BATCH_RULES: dict[str, Callable[[Scale], float]] = {
     "step_law": compute_step_law_batch,
     "deepseek": compute_deepseek_batch,
 }
+WARMUP_RULES: dict[str, Callable[[Scale], float]] = {
+    "model_size": compute_model_size_warmup,
+    "budget_fraction": compute_fraction_warmup,
+}
+DECAY_RULES: dict[str, Callable[[float, int], float]] = {
+    "product": compute_product_decay,
+    "timescale": compute_timescale_decay,
+}
+# Rules that look at a cell's budget: they cannot serve the budgets that share a trunk.
+BUDGET_RULES = frozenset({"step_law", "deepseek", "budget_fraction", "timescale"})

@@ -11,6 +11,7 @@ from harness.config import ConfigError, run_command_line
 if TYPE_CHECKING:
     import pandas as pd
 
+    from harness.records import Plan
     from results.laws import Law
     from results.study import Study
 
@@ -177,6 +178,60 @@ def staircase(source: Source, runs_dir: RunsDir = Path("runs")) -> None:
 
 
 @app.command()
+def preflight(
+    source: Source,
+    runs_dir: RunsDir = Path("runs"),
+    flops: Annotated[
+        float | None, typer.Option(min=1.0, help="Compute whose best size is asked for; by default 10 x the grid's.")
+    ] = None,
+    prior: Annotated[Path | None, typer.Option(help="fit.json of an earlier study, as the law to draw from.")] = None,
+    studies: Annotated[int, typer.Option(min=20, help="Synthetic studies.")] = 300,
+    sigma: Annotated[float, typer.Option(min=1e-6, help="Noise of ln L from luck alone.")] = 0.004,
+    shared: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of its variance that cells of one trunk have in common.")
+    ] = 0.5,
+) -> None:
+    """Before training: draw losses on this grid, fit them, and say what it will and will not answer."""
+    from results.preflight import choose_prior, load_prior, read_grid, render_preflight, run_preflight
+
+    plan = read_plan(source, runs_dir)
+    grid = read_grid(plan)
+    law = load_prior(prior) if prior else choose_prior(grid, plan.data.vocab_size)
+    found = run_preflight(law, grid, flops or 10 * float(grid.flops.max()), n_studies=studies, sigma=sigma, shared=shared)
+    print(render_preflight(plan.experiment, found, grid, sigma, shared, studies))
+
+
+@app.command()
+def suggest(
+    source: Source,
+    flops: Annotated[float, typer.Option(min=1.0, help="Training FLOPs to spend.")],
+    runs_dir: RunsDir = Path("runs"),
+    target: Annotated[str, typer.Option(help="optimum, loss or exponent.")] = "optimum",
+    at: Annotated[
+        float | None, typer.Option(min=1.0, help="The compute that the target is about; by default 10 x the grid's.")
+    ] = None,
+    prior: Annotated[
+        Path | None, typer.Option(help="fit.json whose law is believed; by default this experiment's, else a published one.")
+    ] = None,
+    cells: Annotated[int, typer.Option(min=1, help="At most so many.")] = 12,
+    write: Annotated[Path | None, typer.Option(help="Write the cells as TOML.")] = None,
+) -> None:
+    """Propose the cells that shrink the interval of a target most per FLOP, beside those planned."""
+    from results.preflight import choose_prior, load_prior, read_grid
+    from results.suggest import render_suggestion, render_toml, suggest_cells
+
+    plan = read_plan(source, runs_dir)
+    grid, fitted = read_grid(plan), find_experiment(source, runs_dir) / "results" / "fit.json"
+    path = prior or (fitted if fitted.exists() else None)
+    law = load_prior(path) if path else choose_prior(grid, plan.data.vocab_size)
+    found = suggest_cells(plan, law, flops, target, at or 10 * float(grid.flops.max()), at_most=cells)
+    print(f"law: {path or 'published exponents'}\n{render_suggestion(found, flops)}")
+    if write:
+        write.write_text(render_toml(found, plan), encoding="utf-8")
+        print(f"written to {write}")
+
+
+@app.command()
 def report(source: Source, runs_dir: RunsDir = Path("runs"), params: Params = "total") -> None:
     """Write table, fit, figures, report.html and report.md, and print a summary of five lines."""
     from harness.runs import load_plan, write_json
@@ -319,6 +374,15 @@ def load_table(
     assert source is not None
     folder = find_experiment(source, runs_dir)
     return Loaded(folder.name, folder, load_runs(folder), folder / "results")
+
+
+def read_plan(source: Path, runs_dir: Path) -> "Plan":
+    """Plan an experiment file anew, or read the frozen plan of a folder."""
+    from harness.config import load_experiment
+    from harness.plan import plan_experiment
+    from harness.runs import load_plan
+
+    return plan_experiment(load_experiment(source)) if source.suffix == ".toml" else load_plan(find_experiment(source, runs_dir))
 
 
 def load_study(experiment_dir: Path, params: Literal["total", "non_embedding", "matmul"]) -> "Study":

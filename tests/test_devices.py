@@ -7,7 +7,8 @@ import pytest
 import torch
 from conftest import ROOT
 
-from harness.devices import PEAKS, Devices, find_peak, measure_product, open_devices, read_resident_peak
+from harness.accelerators import ACCELERATORS
+from harness.devices import Devices, find_peak, measure_product, open_devices, read_resident_peak
 from harness.distributed import Ranks
 
 CPU = torch.device("cpu")
@@ -35,9 +36,9 @@ def test_a_gpu_is_known_by_a_word_of_its_name(name: str, bf16: float | None, fp3
 
 
 def test_no_name_of_the_table_is_hidden_by_one_before_it() -> None:
-    for name, bf16, fp32 in PEAKS:
-        assert find_peak(f"NVIDIA {name}", False) == fp32 * 1e12
-        assert find_peak(f"NVIDIA {name}", True) == (None if bf16 is None else bf16 * 1e12)
+    for device in ACCELERATORS:
+        assert find_peak(f"NVIDIA {device.name}", False) == device.fp32_flops_per_s
+        assert find_peak(f"NVIDIA {device.name}", True) == device.bf16_flops_per_s
 
 
 def test_products_in_tf32_have_no_known_peak(monkeypatch: pytest.MonkeyPatch) -> None:

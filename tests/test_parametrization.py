@@ -6,7 +6,9 @@ import pytest
 
 from model.parametrization import (
     BATCH_RULES,
+    DECAY_RULES,
     LR_RULES,
+    WARMUP_RULES,
     Scale,
     find_role,
     scale_attention,
@@ -76,6 +78,10 @@ def test_rules_give_the_numbers_of_their_papers() -> None:
     assert BATCH_RULES["olmo"](eight) == pytest.approx(4 * 160 * 2048)
     assert BATCH_RULES["step_law"](scale) == pytest.approx(0.58 * 10**5.71)
     assert BATCH_RULES["deepseek"](scale) == pytest.approx(0.2920 * 10 ** (19 * 0.3271))
+    assert WARMUP_RULES["model_size"](scale) == 108_000_000
+    assert WARMUP_RULES["budget_fraction"](scale) == 10**10
+    assert DECAY_RULES["product"](1e-3, 500) == pytest.approx(1e3)
+    assert DECAY_RULES["timescale"](1e-3, 500) == pytest.approx(2.0)
 
 
 def test_only_the_olmo_rules_count_the_head() -> None:

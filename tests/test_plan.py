@@ -213,12 +213,13 @@ def test_a_variant_varies_what_is_trained_and_nothing_else(data_dir: Path, key: 
 
 def test_a_rule_gives_each_size_and_budget_its_learning_rate(data_dir: Path) -> None:
     optim = {"lr": {"rule": "step_law", "factor": 0.5}, "global_batch_size": 8}
-    plan = plan_experiment(tiny_experiment(data_dir, optim=optim))
+    cosine = {"kind": "cosine"}
+    plan = plan_experiment(tiny_experiment(data_dir, optim=optim, schedule=cosine))
     for cell in plan.cells:
         expected = 0.5 * 1.79 * cell.n_params_non_embedding**-0.713 * cell.requested_tokens**0.307
         assert cell.lr == pytest.approx(expected)
     assert len({cell.lr for cell in plan.cells}) == 4
-    same = plan_experiment(tiny_experiment(data_dir, optim={"lr": plan.cells[0].lr, "global_batch_size": 8}))
+    same = plan_experiment(tiny_experiment(data_dir, optim={"lr": plan.cells[0].lr, "global_batch_size": 8}, schedule=cosine))
     assert plan.cells[0].cell_id in cell_ids(same), "a rule is not part of an id, its number is"
 
 

@@ -176,4 +176,6 @@ def open_engine(run: RunRecord, ranks: Ranks) -> Engine:
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Seed dropout for one step: a resumed run draws the masks of an uninterrupted one, with no generator state saved."""
     mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB + 1) % 2**63
-    torch.manual_seed(mixed)
+    torch.default_generator.manual_seed(mixed)  # torch.manual_seed formats the stack for each device that is not there
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed(mixed)

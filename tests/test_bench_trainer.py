@@ -32,7 +32,7 @@ def nanogpt(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("n_at_once", [1, 2])
+@pytest.mark.parametrize("n_at_once", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_both_are_run_and_timed_by_their_own_record(nanogpt: Path, data_dir: Path, n_at_once: int) -> None:
     ours, theirs = compare_trainers(Setting(SMALL, 5, 1, n_at_once), nanogpt, data_dir, n_blocks=2)
     assert theirs == pytest.approx([n_at_once * 32 / 0.004] * 2), "warm steps do not count; processes add up"

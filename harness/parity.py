@@ -24,8 +24,8 @@ from harness.checkpoint import describe_origin
 from harness.config import ConfigError, EngineSection, EvalSection, Precision, TrackSection
 from harness.distributed import Ranks, join_ranks
 from harness.engine import open_engine
+from harness.grid import nearest_multiple
 from harness.metrics import MetricsWriter
-from harness.plan import nearest_multiple
 from harness.records import Plan, RunRecord
 from harness.runs import find_code_root, read_json, read_rows, write_json
 from harness.schedule import Schedule

@@ -43,24 +43,40 @@ def six_n(n_params: npt.ArrayLike) -> FloatArray:
 
 
 def follow_ladder(configs: Sequence[ModelConfig]) -> FlopsPerToken:
-    """Return the exact training FLOPs per token as a function of n_params: through these shapes, straight in logs beyond.
+    """Return the exact training FLOPs per token of a ladder of shapes, as a function of n_params."""
+    params, flops = ([float(count(config)) for config in configs] for count in (count_n_params, count_flops_per_token))
+    return interpolate_flops(params, flops)
+
+
+def count_n_params(config: ModelConfig) -> int:
+    """Count all parameters."""
+    return count_params(config).n_params
+
+
+def count_flops_per_token(config: ModelConfig) -> int:
+    """Count training FLOPs per token."""
+    return count_flops(config).flops_per_token
+
+
+def interpolate_flops(n_params: npt.ArrayLike, flops_per_token: npt.ArrayLike) -> FlopsPerToken:
+    """Return FLOPs per token as a function of parameters, through these sizes and straight in logs beyond.
 
     Raises:
-        AllocationError: fewer than two sizes.
+        AllocationError: fewer than two sizes, or a larger one that costs no more.
     """
-    points = sorted({(float(count_params(c).n_params), float(count_flops(c).flops_per_token)) for c in configs})
-    x, y = np.log(np.array(points, dtype=float)).T if points else np.empty((2, 0))
-    if np.unique(x).size != x.size or x.size < 2:
-        raise AllocationError(f"ladder: sizes={len(points)}, a curve needs two or more, each of another n_params; add sizes")
+    sizes, where = np.unique(np.asarray(n_params, dtype=float), return_index=True)
+    x, y = np.log(sizes), np.log(np.asarray(flops_per_token, dtype=float)[where] if len(sizes) else sizes)
+    if x.size < 2 or np.any(np.diff(y) <= 0):
+        raise AllocationError(f"ladder: sizes={x.size}, a curve needs two or more, the larger the dearer; add sizes")
     inner, slopes = PchipInterpolator(x, y), np.diff(y)[[0, -1]] / np.diff(x)[[0, -1]]
 
-    def flops_per_token(n_params: npt.ArrayLike) -> FloatArray:
+    def count(n_params: npt.ArrayLike) -> FloatArray:
         at = np.log(np.asarray(n_params, dtype=float))
         inside = inner(np.clip(at, x[0], x[-1]))
         beyond = slopes[0] * np.minimum(at - x[0], 0) + slopes[1] * np.maximum(at - x[-1], 0)
         return np.asarray(np.exp(inside + beyond))
 
-    return flops_per_token
+    return count
 
 
 def allocate(loss: Loss, flops: float, *, flops_per_token: FlopsPerToken = six_n, served_tokens: float = 0.0) -> Allocation:

@@ -29,6 +29,7 @@ from results.laws import (
 
 N_TRIED = {1: 40, 2: 12, 3: 8}  # exponents tried along each axis, by how many axes there are
 TRIED = (0.05, 1.2)
+EXTRA_TRIED = (0.5, 1.7, 5.0, 15.0, 50.0, 150.0)
 FLOORS_TRIED = (
     0.0,
     0.3,
@@ -148,7 +149,10 @@ def search(
 def shake(
     theta: FloatArray, centred: Centred, value: float, objective: Objective, weights: FloatArray, free: npt.NDArray[np.bool_]
 ) -> FloatArray:
-    """Move theta both ways along each principal direction of its curvature, as far as would double least squares. Shapes: (2p, p)."""
+    """Move theta both ways along each principal direction of its curvature, as far as would double least squares.
+
+    Shapes: -> (2p, p).
+    """
     log_loss, slopes = centred.law.evaluate(theta[None], centred)
     slopes = slopes[0, free] * np.sqrt(weights) * (1.0 if objective.in_logs else np.exp(log_loss))
     residuals = objective.compare(log_loss[0], centred.log_loss)
@@ -262,6 +266,7 @@ def list_axes(law: Law, fixed: Mapping[str, float] | None = None) -> dict[str, F
     names = [*law.exponents, *([law.outer] if law.outer else [])]
     tried = np.geomspace(*TRIED, N_TRIED[len(names)])
     axes = {name: np.array([fixed[name]]) if fixed and name in fixed else tried for name in names}
+    axes |= {name: np.array([fixed[name]] if fixed and name in fixed else EXTRA_TRIED) for name in law.extra}
     return axes | ({law.floor: np.array(FLOORS_TRIED)} if law.floor and law.outer else {})
 
 
@@ -278,7 +283,7 @@ def plan_starts(centred: Centred, objective: Objective, weights: FloatArray, fix
     law, axes = centred.law, list_axes(centred.law, fixed)
     theta = np.zeros((int(np.prod([axis.size for axis in axes.values()])), len(law.parameters)))
     for name, column in zip(axes, np.array(list(product(*axes.values()))).T, strict=True):
-        theta[:, law.index(name)] = column
+        theta[:, law.index(name)] = np.log(column) if name in law.extra else column
     if law.floor and law.outer:
         lowest = np.exp(centred.log_loss.min())
         theta[:, 0] = np.log(lowest * np.maximum(theta[:, 0], ZERO_SHARE))
@@ -312,7 +317,8 @@ def solve_linear(theta: FloatArray, centred: Centred, objective: Objective, weig
 
 def pick_apart(objective: FloatArray) -> list[int]:
     """Return flat indices of the lowest grid points, best first, none within two grid steps of a better one."""
-    left, chosen = objective.copy(), []
+    left = objective.copy()
+    chosen: list[int] = []
     while len(chosen) < N_APART and np.isfinite(left).any():
         place = np.unravel_index(int(np.argmin(left)), left.shape)
         chosen.append(int(np.ravel_multi_index(place, left.shape)))
@@ -382,5 +388,5 @@ def find_open_sides(
     starts, moves = np.repeat(theta[None], len(ends), axis=0), np.repeat(free[None], len(ends), axis=0)
     for row, (name, _, end) in enumerate(ends):
         starts[row, law.index(name)], moves[row, law.index(name)] = end, False
-    reached = descend(centred, starts, centred.log_loss, objective, weights, moves, tolerance=1e-3, max_steps=60).objective
+    reached = descend(centred, starts, centred.log_loss, objective, weights, moves, tolerance=1e-4, max_steps=120).objective
     return tuple(f"{name} {('down', 'up')[side]}" for (name, side, _), end in zip(ends, reached, strict=True) if end <= threshold)

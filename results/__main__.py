@@ -290,6 +290,18 @@ def coverage(
         print(path)
 
 
+@app.command()
+def lessons(
+    to: Annotated[Path, typer.Option(help="Folder for README.md and its figures.")],
+    fixtures: Annotated[Path, typer.Option(envvar="HARNESS_FIXTURES", help="The folder of published points.")],
+) -> None:
+    """Compute what published data sets teach about fits, and write the page with its figures."""
+    from results.lessons import write_lessons
+
+    for path in write_lessons(fixtures, to):
+        print(path)
+
+
 def find_experiment(source: Path, runs_dir: Path) -> Path:
     """Return an experiment's folder from its file or from itself.
 

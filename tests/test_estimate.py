@@ -48,9 +48,9 @@ def measure_kept_bytes(network: GPT, precision: str, ids: Tensor) -> int:
             kept[tensor.untyped_storage().data_ptr()] = tensor  # held, so that its place is not used again
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision != "fp32"):
-            network(ids, ids)
+    keeping = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with keeping, torch.autocast("cpu", torch.bfloat16, enabled=precision != "fp32"):
+        network(ids, ids)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 

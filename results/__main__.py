@@ -318,6 +318,15 @@ def find_experiment(source: Path, runs_dir: Path) -> Path:
     raise ConfigError(f"{source}: is neither an experiment file (*.toml) nor a folder; give one of them")
 
 
+def read_plan(source: Path, runs_dir: Path) -> "Plan":
+    """Plan an experiment file anew, or read the frozen plan of a folder."""
+    from harness.config import load_experiment
+    from harness.plan import plan_experiment
+    from harness.runs import load_plan
+
+    return plan_experiment(load_experiment(source)) if source.suffix == ".toml" else load_plan(find_experiment(source, runs_dir))
+
+
 def find_law(name: str) -> "Law":
     """Return a law by name.
 

@@ -17,6 +17,7 @@ from harness.runs import read_json
 from results.descend import LOG_HUBER, LOG_MSE, Objective
 from results.design import SIGMA, ask, forecast_sd, list_candidates
 from results.fit import FitError, fit_chinchilla, fit_many
+from results.frontier import METHODS, Valley, split_budgets
 from results.laws import CHINCHILLA, Chinchilla, FloatArray
 
 # Besiroglu et al. 2024, arXiv 2404.10102, table 1.
@@ -24,9 +25,8 @@ PUBLISHED = Chinchilla(E=1.8172, A=482.01, B=2085.43, alpha=0.3478, beta=0.3658)
 TERMS = (0.36, 0.34)  # nats: what that law's two terms are in the middle of its data (1e9 parameters, 2e10 tokens)
 N_STUDIES, SHARED = 300, 0.5
 LEVEL = (2.5, 50.0, 97.5)
-SAME_FLOPS = 0.05  # cells within this fraction of one compute are one isoFLOP slice
+MIN_SIZES = 5  # of an isoFLOP slice: as many as a cubic needs
 WIDE = 2.0  # a factor: a quantity whose interval spans more is not answered by the grid
-DEGREES = {"parabola": 2, "cubic": 3}
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,8 @@ def run_preflight(
     if not any("cannot be fitted" in problem or "cannot tell" in problem for problem in problems):
         for name, objective in (("log-Huber", LOG_HUBER), ("log-MSE", LOG_MSE)):
             outcomes += judge_law(name, law, grid, flops, fit_studies(law, grid, log_losses, objective))
-    for name, degree in DEGREES.items():
-        outcomes += judge_slices(f"isoFLOP {name}", law, grid, flops, log_losses, degree)
+    for name, valley in METHODS.items():
+        outcomes += judge_slices(f"isoFLOP {name}", law, grid, flops, log_losses, valley)
     wide = tuple(f"{o.estimator}, {o.quantity}: {o.problem}" for o in outcomes if o.problem)
     return Preflight(law, flops, tuple(outcomes), problems + wide)
 
@@ -194,39 +194,43 @@ def judge_law(name: str, law: Chinchilla, grid: Grid, flops: float, params: Floa
         yield judge(name, f"loss of {cell_id}", float(law.loss(n, d)), e + a * n**-alpha + b * d**-beta, is_factor=True)
 
 
-def judge_slices(name: str, law: Chinchilla, grid: Grid, flops: float, log_losses: FloatArray, degree: int) -> Iterator[Outcome]:
-    """Fit a polynomial in ln N to each isoFLOP slice and a line through the minima, and compare with the truth.
-
-    Note: the minima move with the slice's compute, so that several slices say how N* grows.
-    """
-    slices = find_slices(grid, degree)
+def judge_slices(
+    name: str, law: Chinchilla, grid: Grid, flops: float, log_losses: FloatArray, valley: Valley
+) -> Iterator[Outcome]:
+    """Find the lowest point of each isoFLOP slice, draw a line through them in logs, and compare with the truth."""
+    slices = find_slices(grid)
     if len(slices) < 2:
         return
-    computes = np.array([float(np.exp(np.log(grid.flops[cells]).mean())) for cells in slices])
-    minima = np.stack([find_minima(np.log(grid.n_params[cells]), np.exp(log_losses[:, cells]), degree) for cells in slices])
-    x = np.log(computes) - np.log(flops)
+    minima = np.stack([find_minima(np.log(grid.n_params[cells]), log_losses[:, cells], valley) for cells in slices])
+    x = np.array([float(np.log(grid.flops[cells]).mean()) for cells in slices]) - np.log(flops)
     slope = ((x - x.mean())[:, None] * (minima - minima.mean(axis=0))).sum(axis=0) / ((x - x.mean()) ** 2).sum()
     yield judge(name, "a = beta / (alpha + beta)", law.optimum_exponent, slope)
     at_target = np.exp(minima.mean(axis=0) - slope * x.mean())
     yield judge(name, f"N*({flops:.3g})", law.allocate(flops).n_params, at_target, is_factor=True)
 
 
-def find_slices(grid: Grid, degree: int) -> list[npt.NDArray[np.intp]]:
-    """Return the cells of each compute that has more sizes than the polynomial has bends to fit."""
-    order = np.argsort(grid.flops)
-    breaks = np.flatnonzero(np.diff(np.log(grid.flops[order])) > SAME_FLOPS) + 1
-    return [cells for cells in np.split(order, breaks) if np.unique(grid.n_params[cells]).size > degree]
+def find_slices(grid: Grid) -> list[npt.NDArray[np.intp]]:
+    """Return the cells of each compute that has enough sizes for a valley; none where the computes are a continuum."""
+    try:
+        slices = split_budgets(grid.flops)
+    except FitError:
+        return []
+    return [cells for cells in slices if np.unique(grid.n_params[cells]).size >= MIN_SIZES]
 
 
-def find_minima(log_n: FloatArray, losses: FloatArray, degree: int) -> FloatArray:
-    """Return where each study's polynomial is lowest inside its slice; NaN: nowhere. Shapes: losses (m, n) -> (m,)."""
-    middle, half = (log_n.max() + log_n.min()) / 2, (log_n.max() - log_n.min()) / 2
-    fine = np.linspace(-1, 1, 4001)
-    basis = np.vander((log_n - middle) / half, degree + 1)
-    values = np.linalg.lstsq(basis, losses.T, rcond=None)[0].T @ np.vander(fine, degree + 1).T
-    lowest = values.argmin(axis=1)
-    inside = (lowest > 0) & (lowest < fine.size - 1)
-    return np.where(inside, middle + half * fine[lowest], np.nan)
+def find_minima(log_n: FloatArray, log_losses: FloatArray, valley: Valley) -> FloatArray:
+    """Return where each study's slice is lowest, in ln N; NaN where it has no valley. Shapes: (m, n) -> (m,)."""
+    x, place = np.unique(log_n, return_inverse=True)
+    means = np.stack([log_losses[:, place == k].mean(axis=1) for k in range(x.size)], axis=1)
+    return np.array([find_minimum(x, row, valley) for row in means])
+
+
+def find_minimum(x: FloatArray, log_loss: FloatArray, valley: Valley) -> float:
+    """Return the place of one valley, or NaN."""
+    try:
+        return valley(x, log_loss)[0]
+    except FitError:
+        return float("nan")
 
 
 def judge(estimator: str, quantity: str, truth: float, values: FloatArray, *, is_factor: bool = False) -> Outcome:
@@ -263,6 +267,6 @@ def render_preflight(name: str, found: Preflight, grid: Grid, sigma: float, shar
         between = f"{mark}{outcome.low:.4g} to {mark}{outcome.high:.4g}"
         lines.append(f"  {outcome.estimator:<18}{outcome.quantity:<48}{outcome.truth:>11.4g}{bias:>10}   {between}")
     if not any(outcome.estimator.startswith("isoFLOP") for outcome in found.outcomes):
-        lines.append("  isoFLOP estimators: no two computes have three sizes each, so they do not apply")
+        lines.append(f"  isoFLOP estimators: no two computes have {MIN_SIZES} sizes each, so they do not apply")
     lines += ["", "This grid does not identify:" if found.problems else "Nothing asked for is beyond this grid."]
     return "\n".join([*lines, *(f"  - {problem}" for problem in found.problems)])

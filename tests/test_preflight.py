@@ -9,6 +9,7 @@ from conftest import tiny_experiment
 from harness.config import ConfigError
 from harness.plan import plan_experiment
 from results.design import ask, list_candidates, optimise_design
+from results.frontier import METHODS
 from results.laws import Chinchilla
 from results.preflight import (
     PUBLISHED,
@@ -47,9 +48,9 @@ def test_a_parabola_misses_the_optimum_by_a_known_factor(spread: float, parabola
     law = Chinchilla(E=1.8, A=400.0, B=1800.0, alpha=0.34, beta=0.28)
     best, grid = law.allocate(1e18), iso_flop(spread, law, 3, 15)
     log_n = np.log(best.n_params) + np.linspace(-np.log(spread), np.log(spread), 15)
-    losses = law.loss(np.exp(log_n), 1e18 / 6 / np.exp(log_n))[None]
-    for degree, factor in ((2, parabola), (3, cubic)):
-        assert np.exp(find_minima(log_n, losses, degree))[0] / best.n_params == pytest.approx(factor, abs=2e-3)
+    losses = np.log(law.loss(np.exp(log_n), 1e18 / 6 / np.exp(log_n)))[None]
+    for method, factor in (("parabola", parabola), ("cubic", cubic)):
+        assert np.exp(find_minima(log_n, losses, METHODS[method]))[0] / best.n_params == pytest.approx(factor, abs=2e-5)
     found = run_preflight(law, grid, TARGET, n_studies=40, sigma=1e-5)
     assert 1 + find(found, "isoFLOP parabola", "N*").bias == pytest.approx(parabola, abs=2e-3)
     assert abs(find(found, "log-MSE", "N*").bias) < 1e-3

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from harness.attempt import claim_attempt, write_outcome
+from harness.attempt import claim_attempt
+from harness.ending import write_outcome
 from harness.records import Plan
 from harness.runs import find_cell_dir, load_plan, write_json
 from launch.progress import (

@@ -16,6 +16,7 @@ decades away: almost a function of the exponents (correlation above 0.999 on pub
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -92,20 +93,28 @@ class Law:
         """Return one set of parameters by name."""
         return dict(zip(self.parameters, params.tolist(), strict=True))
 
+    def read(self, params: FloatArray) -> Any:  # noqa: ANN401 - a value with an attribute for each parameter
+        """Return one set of parameters by attribute: Chinchilla's where the law is of that form."""
+        return self.as_chinchilla(params) if self.is_chinchilla else SimpleNamespace(**self.name_params(params))
+
+    @cached_property
+    def is_chinchilla(self) -> bool:
+        """Whether the law is E + A/N^alpha + B/D^beta or a special case of it."""
+        inputs = [list(term.powers) for term in self.terms]
+        named = all(isinstance(exponent, str) for term in self.terms for exponent in term.powers.values())
+        return not self.outer and not self.extra and named and inputs == [["n_params"], ["tokens"]]
+
     def as_chinchilla(self, params: FloatArray) -> "Chinchilla":
         """Read the parameters as Chinchilla's, where the law is that or a special case of it.
 
         Raises:
             ValueError: the law is of another kind.
         """
-        by_input = {next(iter(term.powers)): term for term in self.terms if len(term.powers) == 1}
-        exponents = [by_input[name].powers[name] if name in by_input else None for name in ("n_params", "tokens")]
-        if self.outer or self.extra or len(self.terms) != 2 or not all(isinstance(e, str) for e in exponents):
+        if not self.is_chinchilla:
             raise ValueError(f"{self.name}: is not of the form E + A/N^alpha + B/D^beta")
-        named = self.name_params(params) | {"": 0.0}
-        alpha, beta = (named[str(e)] for e in exponents)
-        a, b = (named[by_input[name].coefficient] for name in ("n_params", "tokens"))
-        return Chinchilla(named[self.floor], a, b, alpha, beta)
+        named, (by_n, by_d) = self.name_params(params) | {"": 0.0}, self.terms
+        alpha, beta = named[str(by_n.powers["n_params"])], named[str(by_d.powers["tokens"])]
+        return Chinchilla(named[self.floor], named[by_n.coefficient], named[by_d.coefficient], alpha, beta)
 
 
 @dataclass(frozen=True, eq=False)

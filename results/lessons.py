@@ -164,9 +164,9 @@ def learn_repeated(folder: Path) -> Lesson:
     fit, profile, printed = profile_repeated(folder)
     return Lesson(
         "Repeated tokens keep value for at least about eight epochs; more the data do not say",
-        f"The published R_D = {MUENNIGHOFF_REPEATED['R_D']:.1f} stands at a local minimum (objective {printed:.8f}). The "
-        f"lowest is at "
-        f"R_D = {fit['R_D']:.1f}, R_N = {fit['R_N']:.2f} ({fit.objective_value:.8f}), and the profile stays inside its 95% "
+        f"The published R_D = {MUENNIGHOFF_REPEATED['R_D']:.1f} stands at a local minimum (objective {printed:.8f}). "
+        f"The lowest is at R_D = {fit['R_D']:.1f}, R_N = {fit['R_N']:.2f} ({fit.objective_value:.8f}), "
+        f"and the profile stays inside its 95% "
         f"threshold "
         f'from {profile.low:.1f} upward without end. {len(fit.basins)} minima lie within 1% of the best. Quote "R_D at least '
         f"about "

@@ -13,7 +13,7 @@ Everything is moved and differentiated in logs: N' = U_N saturate(N / U_N, R_N*)
 
 import numpy as np
 
-from results.laws import BY_D, BY_N, Centred, Evaluation, FloatArray, Law, measure_shift
+from results.laws import BY_D, BY_N, LAWS, Centred, Evaluation, FloatArray, Law, measure_shift
 
 
 def evaluate_repeated(theta: FloatArray, cells: Centred) -> Evaluation:
@@ -75,3 +75,4 @@ REPEATED = Law(
     extra_inputs=("unique_tokens",),
     evaluate=evaluate_repeated,
 )
+ALL_LAWS = LAWS | {REPEATED.name: REPEATED}

@@ -17,6 +17,7 @@ paper 1315 (weights for few clusters); Feng, He & Hu 2011, Biometrika 98(4) (wil
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,7 @@ import pandas as pd
 from scipy.special import chdtri, stdtrit
 
 from results.fit import Fit, is_at_bound, refit_many
-from results.laws import Centred, Chinchilla, FloatArray, jacobian, params_of_theta, predict_log_loss
+from results.laws import Centred, FloatArray, Law, jacobian, params_of_theta, predict_log_loss
 
 LEVEL = 0.95
 N_RESAMPLES = 1000
@@ -43,7 +44,7 @@ COVERAGE = (
     "bends away from the law is not covered."
 )
 
-Quantity = Callable[[Chinchilla], npt.ArrayLike]
+Quantity = Callable[[Any], npt.ArrayLike]  # of a Chinchilla, or of any law's parameters by attribute
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Resamples:
     """
 
     fit: Fit
-    laws: tuple[Chinchilla, ...]
+    laws: tuple[Any, ...]  # what `Law.read` makes of each refit
     run_of_cell: npt.NDArray[np.intp]
     noise: FloatArray
     basis: FloatArray
@@ -114,7 +115,7 @@ def resample_runs(fit: Fit, run_ids: Sequence[str], *, n_resamples: int = N_RESA
     refits = refit_many(fit, predict_log_loss(fit.theta, fit.centred) + weights * scaled, tolerance=1e-6)
     return Resamples(
         fit=fit,
-        laws=tuple(fit.law.as_chinchilla(params) for params in params_of_theta(refits.theta, fit.centred)),
+        laws=tuple(fit.law.read(params) for params in params_of_theta(refits.theta, fit.centred)),
         run_of_cell=run_of_cell,
         noise=noise,
         basis=basis,
@@ -148,7 +149,7 @@ def estimate_spread(resamples: Resamples, quantity: Quantity, level: float = LEV
     Note: the root mean square deviation of each side times a t quantile. Percentiles came out too narrow: with
     bounded weights for few runs the refits have no tails.
     """
-    estimate = np.asarray(quantity(resamples.fit.constants), dtype=float)
+    estimate = np.asarray(quantity(resamples.fit.law.read(resamples.fit.params)), dtype=float)
     deviations = np.array([np.asarray(quantity(law), dtype=float) for law in resamples.laws]) - estimate
     df = estimate_df(resamples, quantity)
     reach = stdtrit(df, (1 + level) / 2)  # quantile of Student's t
@@ -167,7 +168,7 @@ def estimate_by_delta(resamples: Resamples, quantity: Quantity, level: float = L
 
     Source: Bell & McCaffrey 2002. Note: the law is taken to be straight over the interval, and E may come out below zero.
     """
-    estimate = np.asarray(quantity(resamples.fit.constants), dtype=float)
+    estimate = np.asarray(quantity(resamples.fit.law.read(resamples.fit.params)), dtype=float)
     gradient = differentiate(resamples.fit.theta, resamples.fit.centred, quantity)
     moved = (resamples.reach @ gradient.reshape(len(gradient), -1)) * resamples.noise[:, None]
     of_run = np.zeros((resamples.n_runs, moved.shape[1]))
@@ -187,8 +188,11 @@ def estimate_by_pairs(
     names, run_of_cell = np.unique(np.asarray(run_ids), return_inverse=True)
     drawn = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=n_resamples)
     refits = refit_many(fit, weights=fit.weights * drawn[:, run_of_cell], tolerance=1e-6)
-    laws = [fit.law.as_chinchilla(params) for params in params_of_theta(refits.theta, fit.centred)]
-    estimate, values = np.asarray(quantity(fit.constants)), np.array([np.asarray(quantity(law), dtype=float) for law in laws])
+    laws = [fit.law.read(params) for params in params_of_theta(refits.theta, fit.centred)]
+    estimate, values = (
+        np.asarray(quantity(fit.law.read(fit.params))),
+        np.array([np.asarray(quantity(law), dtype=float) for law in laws]),
+    )
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return Spread(estimate, low, high, np.full(estimate.shape, len(names) - 1.0))
 
@@ -217,7 +221,7 @@ def differentiate(theta: FloatArray, centred: Centred, quantity: Quantity, step:
     rows = []
     for direction in np.eye(len(theta)) * step:
         moved = (params_of_theta(theta + sign * direction, centred) for sign in (1, -1))
-        up, down = (np.asarray(quantity(centred.law.as_chinchilla(params))) for params in moved)
+        up, down = (np.asarray(quantity(centred.law.read(params))) for params in moved)
         rows.append((up - down) / (2 * step))
     return np.array(rows, dtype=float)
 
@@ -232,8 +236,10 @@ class Quoted:
     in_logs: bool = False
 
 
-def list_quoted(flops: float) -> tuple[Quoted, ...]:
+def list_quoted(law: Law, flops: float) -> tuple[Quoted, ...]:
     """List the numbers that a page quotes; `flops` is the compute to be split best between parameters and tokens."""
+    if not law.is_chinchilla:
+        return tuple(quote_parameter(law, name) for name in law.parameters)
     return (
         Quoted("E", lambda law: law.E, ("E",)),
         Quoted("alpha", lambda law: law.alpha, ("alpha",)),
@@ -245,9 +251,16 @@ def list_quoted(flops: float) -> tuple[Quoted, ...]:
     )
 
 
+def quote_parameter(law: Law, name: str) -> Quoted:
+    """Quote a parameter; one that is above zero and may be of any size, in logs."""
+    if name == law.floor or name not in (*law.coefficients, *law.extra):
+        return Quoted(name, lambda read: getattr(read, name), (name,))
+    return Quoted(name, lambda read: np.log(getattr(read, name)), (name,), in_logs=True)
+
+
 def estimate_intervals(resamples: Resamples, flops: float) -> dict[str, Interval]:
     """Return the intervals of the numbers that people quote, each judged."""
-    return {quoted.name: judge(resamples, quoted) for quoted in list_quoted(flops)}
+    return {quoted.name: judge(resamples, quoted) for quoted in list_quoted(resamples.fit.law, flops)}
 
 
 def judge(resamples: Resamples, quoted: Quoted) -> Interval:
@@ -264,7 +277,7 @@ def judge(resamples: Resamples, quoted: Quoted) -> Interval:
 def explain_refits(resamples: Resamples, quoted: Quoted) -> str:
     """Say why the refits cannot carry an interval, or nothing."""
     edges = [name for name in quoted.rests_on if name in resamples.fit.at_bounds]
-    share = max(resamples.share_at_bound[name] for name in quoted.rests_on)
+    share = max(resamples.share_at_bound.get(name, 0.0) for name in quoted.rests_on)
     if edges:
         return f"the fit put {' and '.join(edges)} at the edge of its range"
     if resamples.unsupported:

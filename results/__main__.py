@@ -385,15 +385,6 @@ def load_table(
     return Loaded(folder.name, folder, load_runs(folder), folder / "results")
 
 
-def read_plan(source: Path, runs_dir: Path) -> "Plan":
-    """Plan an experiment file anew, or read the frozen plan of a folder."""
-    from harness.config import load_experiment
-    from harness.plan import plan_experiment
-    from harness.runs import load_plan
-
-    return plan_experiment(load_experiment(source)) if source.suffix == ".toml" else load_plan(find_experiment(source, runs_dir))
-
-
 def load_study(experiment_dir: Path, params: Literal["total", "non_embedding", "matmul"]) -> "Study":
     """Read an experiment's cells and fit them."""
     from harness.runs import load_plan

@@ -181,6 +181,8 @@ def fit_envelope(cells: Mapping[str, npt.ArrayLike]) -> Frontier:
         FitError: too few computes at which at least three sizes can be compared.
     """
     n, d, c, loss = (np.log(np.asarray(cells[name], dtype=float)) for name in ("n_params", "tokens", "flops", "val_loss"))
+    if not n.size:
+        raise FitError("no cell has a loss to compare; train some")
     sizes = np.unique(n)
     grid = np.linspace(c.min(), c.max(), N_COMPUTES)
     curves = np.full((2, sizes.size, grid.size), np.nan)

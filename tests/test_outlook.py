@@ -24,6 +24,7 @@ SHIPPED = sorted(path.stem for path in (ROOT / "launch/experiments").glob("*.tom
 FACTS = {
     "data/demo": (65, 1_003_854, 111_540),
     "data/shakespeare-char": (65, 1_003_854, 111_540),
+    "data/shakespeare-gpt2": (50_257, 301_966, 36_059),
     "data/gutenberg-bpe512": (512, 74_038_886, 4_529_215),
 }
 

@@ -29,6 +29,13 @@ FACTS = {
 }
 
 
+MACHINES = {
+    "paper_70b": Machine(device="H100", n_devices=1024),
+    "paper_175b": Machine(device="H100", n_devices=1024),
+    "gpt2_sizes": Machine(device="H100"),
+}
+
+
 def load_on_paper(name: str) -> Experiment:
     """Read a shipped experiment with the figures of its data in place of the directory."""
     experiment = load_experiment(ROOT / f"launch/experiments/{name}.toml")
@@ -43,7 +50,7 @@ def load_on_paper(name: str) -> Experiment:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_experiments_plan_cleanly_and_look_as_they_should(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     experiment = load_on_paper(name)
-    machine = Machine(device="H100", n_devices=1024) if name.startswith("paper") else Machine(device="CPU", n_devices=2)
+    machine = MACHINES.get(name, Machine(device="CPU", n_devices=2))
     plan = forecast_plan(plan_experiment(experiment), machine)
     print_plan(plan, experiment)
     page, golden = capsys.readouterr().out, ROOT / f"tests/golden/plan_{name}.txt"

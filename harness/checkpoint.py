@@ -49,6 +49,8 @@ class TrainState:
     skipped_steps: int = 0
     receipt: str = EMPTY_RECEIPT
     train_s: float = 0.0  # seconds in training steps on the path from step 0
+    wall_s: float = 0.0  # all seconds on that path: starts, evaluations and saves too, but not work that was lost
+    device_s: float = 0.0  # the same, times the devices of each moment
     train_loss: float | None = None
     val_loss: float | None = None  # of the newest evaluation
     val_loss_best: float | None = None

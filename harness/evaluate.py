@@ -18,6 +18,7 @@ from harness.records import CellRecord, RunRecord
 
 PROBE_WINDOWS = 8
 PROBE_TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}  # relative; another device or number of ranks rounds otherwise
+MAX_LOGITS = 2**27  # held at a time: half a GiB in float32
 
 
 def is_evaluation_due(run: RunRecord, step: int) -> bool:
@@ -112,7 +113,13 @@ def check_probe(checkpoint: Path, loss: float | None, stored: float | None, run:
 
 
 def score_windows(engine: Engine, windows: torch.Tensor) -> torch.Tensor:
-    """Return the loss at every target. Shapes: windows (n, T + 1) -> (n, T)."""
+    """Return the loss at every target, a few windows at a time where the vocabulary is large. Shapes: (n, T + 1) -> (n, T)."""
+    n_logits = (windows.shape[1] - 1) * engine.model.config.vocab_size  # of one window
+    return torch.cat([score_part(engine, part) for part in torch.split(windows, max(1, MAX_LOGITS // n_logits))])
+
+
+def score_part(engine: Engine, windows: torch.Tensor) -> torch.Tensor:
+    """Return the loss at every target of some windows."""
     with engine.autocast():
         logits, _ = engine.model(windows[:, :-1])
     losses = F.cross_entropy(logits.float().flatten(0, 1), windows[:, 1:].flatten(), reduction="none")

@@ -20,7 +20,9 @@ def is_spike(recent: tuple[float, ...], loss: float) -> bool:
     """
     if len(recent) < MIN_WINDOW:
         return False
-    return loss > statistics.fmean(recent) + SPIKE_SIGMAS * statistics.pstdev(recent)
+    mean = statistics.fmean(recent)
+    variance = statistics.fmean([(one - mean) ** 2 for one in recent])  # statistics.pstdev is exact, and 20 times as slow
+    return loss > mean + SPIKE_SIGMAS * math.sqrt(variance)
 
 
 def judge_step(state: TrainState, loss: float, is_finite: bool, run: RunRecord) -> tuple[TrainState, bool]:

@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 
 from harness.records import What
-from model.parametrization import find_role, scale_lr, scale_weight_decay
+from model.parametrization import find_role, scale_eps, scale_lr, scale_weight_decay
 
 Groups = list[dict[str, Any]]  # torch's parameter groups, with `lr_factor`: what the run's learning rate is multiplied by
 
@@ -22,7 +22,8 @@ def build_optimizers(model: nn.Module, what: What, device: torch.device) -> list
     if what.optim.kind == "adamw":
         return [build_adamw(model, what, device)]
     hidden = {name for name, parameter in model.named_parameters() if find_role(name, parameter.dim()) == "hidden"}
-    muon = Muon(group_parameters(model, what, hidden), lr=what.optim.lr, adjust_lr_fn="match_rms_adamw")
+    groups = [{key: value for key, value in group.items() if key != "eps"} for group in group_parameters(model, what, hidden)]
+    muon = Muon(groups, lr=what.optim.lr, adjust_lr_fn="match_rms_adamw")  # its eps is another: it guards a division by a norm
     return [muon, build_adamw(model, what, device, without=hidden)]
 
 
@@ -30,23 +31,25 @@ def build_adamw(model: nn.Module, what: What, device: torch.device, without: Set
     """Build AdamW for every parameter but those named."""
     names = {name for name, _ in model.named_parameters()} - without
     optim, fused = what.optim, device.type in ("cpu", "cuda")
-    return AdamW(group_parameters(model, what, names), lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=fused)
+    return AdamW(group_parameters(model, what, names), lr=optim.lr, betas=optim.betas, fused=fused)
 
 
 def group_parameters(model: nn.Module, what: What, names: Set[str]) -> Groups:
-    """Return the named parameters in groups of one weight decay and one factor on the learning rate, matrices first.
+    """Return the named parameters in groups of one weight decay, eps and factor on the learning rate, matrices first.
 
     The factor is 1 but under mup, where matrices learn by their role.
     """
-    groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[bool, float, float, float], list[nn.Parameter]] = {}
     for is_matrix in (True, False):
         for name, parameter in model.named_parameters():
             if name in names and (parameter.dim() >= 2) == is_matrix:
                 role = find_role(name, parameter.dim())
                 decay = what.optim.weight_decay * scale_weight_decay(what.model, role) if is_matrix else 0.0
-                groups.setdefault((is_matrix, scale_lr(what.model, role), decay), []).append(parameter)
+                eps = what.optim.eps * scale_eps(what.model, name)
+                groups.setdefault((is_matrix, scale_lr(what.model, role), decay, eps), []).append(parameter)
     return [
-        {"params": parameters, "weight_decay": decay, "lr_factor": factor} for (_, factor, decay), parameters in groups.items()
+        {"params": parameters, "weight_decay": decay, "eps": eps, "lr_factor": factor}
+        for (_, factor, decay, eps), parameters in groups.items()
     ]
 
 

@@ -22,10 +22,11 @@ from harness.attempt import Attempt
 from harness.batches import open_data
 from harness.checkpoint import describe_origin
 from harness.config import ConfigError, EngineSection, EvalSection, Precision, TrackSection
+from harness.devices import open_devices
 from harness.distributed import Ranks, join_ranks
 from harness.engine import open_engine
+from harness.grid import nearest_multiple
 from harness.metrics import MetricsWriter
-from harness.plan import nearest_multiple
 from harness.records import Plan, RunRecord
 from harness.runs import find_code_root, read_json, read_rows, write_json
 from harness.schedule import Schedule
@@ -165,7 +166,8 @@ def train_case(case_dir: Path, ranks: Ranks) -> None:
         MetricsWriter(case_dir if ranks.rank == 0 else None) as metrics,
         Attempt.joined(case_dir, ranks.rank, ranks.world_size, NEVER_S, None) as attempt,
     ):
-        training = Training(run, case_dir, ranks, batches, val, engine, metrics, attempt, describe_origin(run, ranks, 1))
+        origin, devices = describe_origin(run, ranks, 1), open_devices(ranks, run.what.precision)
+        training = Training(run, case_dir, ranks, batches, val, engine, metrics, attempt, origin, devices)
         train_segment(training, run.cells[0], run.cells[0].n_steps)
     model = engine.whole_model()
     if ranks.rank == 0:

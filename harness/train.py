@@ -33,6 +33,8 @@ from harness.checkpoint import (
     staged_result,
 )
 from harness.config import ConfigError, run_command_line
+from harness.console import count_steps_left
+from harness.devices import Devices, open_devices
 from harness.distributed import Ranks, describe_machine, join_ranks
 from harness.ending import DivergedError, StoppedError, write_outcome
 from harness.engine import Engine, open_engine, seed_step
@@ -42,6 +44,7 @@ from harness.metrics import MetricsWriter, StepWindow, write_summary
 from harness.records import CellRecord, RunRecord
 from harness.runs import find_cell_dir, list_pending_cells, load_run
 from harness.schedule import compute_lr
+from harness.wandb_mirror import start_mirror
 
 
 @dataclass
@@ -57,6 +60,8 @@ class Training:
     metrics: MetricsWriter
     attempt: Attempt
     origin: Origin
+    devices: Devices
+    counted_to: float = field(default_factory=time.monotonic)  # the moment up to which state.wall_s has counted
     allow_reshape: bool = False
     state: TrainState = field(default_factory=TrainState)
     last_save: float = field(default_factory=time.monotonic)
@@ -78,35 +83,38 @@ def train_run(t: Training) -> None:
 def train_segment(t: Training, cell: CellRecord | None, end_step: int) -> None:
     """Take optimiser steps up to `end_step`: on the trunk (no cell), or in a cell's cooldown. This is the loop."""
     what, n_micro_steps = t.run.what, t.batches.n_micro_steps
-    window = StepWindow(t.run, cell)
+    window = StepWindow(t.run, cell, t.devices, t.metrics)
+    t.metrics.expect(count_steps_left(list_pending_cells(t.run_dir, t.run), cell, t.state.step))
     for step in range(t.state.step, end_step):
-        started = time.perf_counter()
+        window.begin_step()
         lr = compute_lr(step, what.optim.lr, what.schedule, what.n_steps, cell)
         seed_step(what.seed, step, t.ranks.rank)
-        data_s, loss = 0.0, torch.zeros((), device=t.ranks.device)
+        loss = torch.zeros((), device=t.ranks.device)
         for micro_step in range(n_micro_steps):
-            asked = time.perf_counter()
+            window.lap("compute")
             ids, targets = t.batches.batch(step, micro_step)
-            data_s += time.perf_counter() - asked
+            window.lap("data")
             loss += t.engine.backward(ids, targets, micro_step=micro_step, n_micro_steps=n_micro_steps)
-        grad_norm = float(t.engine.clip())
-        mean_loss, is_finite, stop_now, save_now, limbs = agree(t, float(loss), grad_norm)
+        grad_norm, own_loss = float(t.engine.clip()), float(loss)  # waits for the device, once a step
+        window.lap("compute")
+        mean_loss, is_finite, stop_now, save_now, limbs = agree(t, own_loss, grad_norm)
+        window.lap("agree")
         t.state, is_sound = judge_step(t.state, mean_loss, is_finite, t.run)
         if is_sound:
             t.engine.step(lr)
         else:
             t.engine.skip()
 
-        seconds = time.perf_counter() - started
+        seconds = window.end_step()
         t.state = replace(
             t.state,
             step=step + 1,
             receipt=chain_receipt(t.state.receipt, step, limbs),
             train_s=t.state.train_s + seconds,
         )
-        window.add(seconds, data_s)
+        window.show(t.state)
         if step == 0 or (step + 1) % t.run.how.track.log_every_steps == 0 or step + 1 == end_step:
-            window.write(t.metrics, t.state, lr, grad_norm)
+            window.write(t.state, lr, grad_norm)
         if is_evaluation_due(t.run, step) or step + 1 == end_step:
             score(t, cell)
         if stop_now or save_now:
@@ -135,11 +143,12 @@ def finish_cell(t: Training, cell: CellRecord) -> None:
     """Write a cell's weights and then its row, which says done. The last step was evaluated as the segment's end."""
     if t.state.val_loss is None or not math.isfinite(t.state.val_loss):
         raise DivergedError(f"validation loss {t.state.val_loss} at step {t.state.step}, not finite")
+    count_wall(t)
     cell_dir, model = find_cell_dir(t.run_dir, cell), t.engine.whole_model()
 
     def publish() -> None:
         with staged_result(cell_dir, t.attempt.folder) as staging:
-            write_summary(staging, t.run, cell, t.state, model, t.ranks, t.origin.attempt)
+            write_summary(staging, t.run, cell, t.state, model, t.ranks, t.devices, t.origin.attempt)
         remove_checkpoints(cell_dir / "checkpoints")
 
     t.ranks.decide(publish)
@@ -147,11 +156,19 @@ def finish_cell(t: Training, cell: CellRecord) -> None:
 
 def save(t: Training, cell: CellRecord | None) -> None:
     """Publish a checkpoint of the trunk or of a cell's cooldown, and drop those that are not needed any more."""
+    count_wall(t)
     t.attempt.heart.beat("save", t.state.step)
     folder, probe_loss = find_folder(t.run_dir, cell), score_probe(t.engine, t.val, t.run)
     publish_checkpoint(folder, t.attempt.folder, t.ranks, t.engine, t.state, t.origin, probe_loss)
     t.ranks.decide(lambda: prune_checkpoints(t.run_dir, t.run, folder))
     t.last_save = time.monotonic()
+
+
+def count_wall(t: Training) -> None:
+    """Bring the seconds of the path from step 0 up to now; what an attempt did after its last save is lost with it."""
+    now = time.monotonic()
+    passed, t.counted_to = now - t.counted_to, now
+    t.state = replace(t.state, wall_s=t.state.wall_s + passed, device_s=t.state.device_s + passed * t.ranks.world_size)
 
 
 def restore(t: Training, cell: CellRecord) -> None:
@@ -180,7 +197,7 @@ def run_attempt(
     allow_reshape: bool = False,
 ) -> int:
     """Train a run to its end, or as far as it goes; record how it ended and return the exit status."""
-    run = load_run(run_dir)
+    run, started = load_run(run_dir), time.monotonic()
     if micro_batch_size is not None:
         run = run.with_engine(micro_batch_size=micro_batch_size)
     try:
@@ -192,15 +209,18 @@ def run_attempt(
     if ranks.device.type == "cpu":
         keep_freed_memory()
     folder = ranks.decide(lambda: attempt_dir or claim_attempt(run_dir))
-    hang_after_s = run.how.engine.hang_after_s
+    hang_after_s, mirror = run.how.engine.hang_after_s, None
     with Attempt.joined(folder, ranks.rank, ranks.world_size, hang_after_s, parent_pid) as attempt, attempt.ending:
-        train_opened(run, run_dir, ranks, attempt, allow_reshape)
+        mirror = start_mirror(run, run_dir, attempt.folder) if ranks.rank == 0 else None
+        train_opened(run, run_dir, ranks, attempt, started, allow_reshape)
     if attempt.ending.status == 0:  # else some rank may be gone, and parting would wait for it
         ranks.close()
+    if mirror is not None:
+        mirror.close()
     return attempt.ending.status
 
 
-def train_opened(run: RunRecord, run_dir: Path, ranks: Ranks, attempt: Attempt, allow_reshape: bool) -> None:
+def train_opened(run: RunRecord, run_dir: Path, ranks: Ranks, attempt: Attempt, started: float, allow_reshape: bool) -> None:
     """Open data, model and record, and train; all of it is let go again before the ranks part."""
     attempt.heart.beat("start", 0)
     origin = describe_origin(run, ranks, attempt.number)
@@ -209,7 +229,8 @@ def train_opened(run: RunRecord, run_dir: Path, ranks: Ranks, attempt: Attempt, 
     val, batches = ranks.together(lambda: open_data(run, ranks))
     engine = open_engine(run, ranks)
     with MetricsWriter(attempt.folder if ranks.rank == 0 else None) as metrics:
-        t = Training(run, run_dir, ranks, batches, val, engine, metrics, attempt, origin, allow_reshape)
+        devices = open_devices(ranks, run.what.precision)
+        t = Training(run, run_dir, ranks, batches, val, engine, metrics, attempt, origin, devices, started, allow_reshape)
         attempt.ending.watch(lambda: t.state.step)
         train_run(t)
 

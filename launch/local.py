@@ -30,7 +30,7 @@ class Local:
     plan: Plan
     code_dir: Path
     slots: list[str | None]
-    threads_per_slot: int
+    n_threads: int | None
     queue: list[RunRecord]
     jobs: dict[int, Supervision] = field(default_factory=dict)  # by slot
     stopping: bool = False
@@ -53,7 +53,7 @@ def submit(plan: Plan, experiment_dir: Path, cluster: Cluster) -> int:
             plan,
             snapshot_code(experiment_dir),
             list_slots(cluster),
-            cluster.threads_per_slot,
+            cluster.n_threads,
             queue,
         )
         with listening(local):
@@ -116,7 +116,7 @@ def fill_slots(local: Local) -> None:
 
 def describe_place(local: Local, run: RunRecord, slot: int) -> Place:
     """Return where a slot's run trains: the code snapshot, on this machine."""
-    environment = build_environment(local.threads_per_slot, local.slots[slot])
+    environment = build_environment(local.n_threads, local.slots[slot])
     return Place(local.code_dir, ranks_per_node=run.how.engine.world_size or 1, environment=environment)
 
 

@@ -1,5 +1,6 @@
 """`python -m results`: from an experiment's runs to one table, a fitted law, pictures and a report."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -8,6 +9,10 @@ import typer
 from harness.config import ConfigError, run_command_line
 
 if TYPE_CHECKING:
+    import pandas as pd
+
+    from harness.records import Plan
+    from results.laws import Law
     from results.study import Study
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__, rich_markup_mode=None)
@@ -21,40 +26,111 @@ Params = Annotated[
 ]
 
 
-@app.command()
-def table(source: Source, runs_dir: RunsDir = Path("runs")) -> None:
-    """Write table.csv and table.parquet: one row for every planned cell."""
-    from results.table import load_cells, write_table
+OptionalSource = Annotated[
+    Path | None,
+    typer.Argument(
+        help="An experiment file (*.toml), an experiment's folder (runs/<name>), or a folder of them.", show_default=False
+    ),
+]
+Csv = Annotated[Path | None, typer.Option("--csv", help="Anyone's table instead: CSV, TSV or Parquet, a finished cell a row.")]
+Mapping = Annotated[
+    list[str] | None,
+    typer.Option("--map", help='A column of --csv: "ours=theirs", "n_params=Size (B) * 1e9", "val_loss=ln(ppl)". Repeatable.'),
+]
+Where = Annotated[list[str] | None, typer.Option(help='Fit only such rows of --csv: "dataset=rpj", "loss<4". Repeatable.')]
+HoldOut = Annotated[list[str] | None, typer.Option(help='Hold such rows of --csv out of the fit and score them: "flops>1e21".')]
+Out = Annotated[Path | None, typer.Option(help="Folder for what is written. Default: the experiment's results folder.")]
 
-    experiment_dir = find_experiment(source, runs_dir)
-    cells = load_cells(experiment_dir)
-    for path in write_table(cells, experiment_dir / "results"):
+
+@app.command()
+def table(
+    source: OptionalSource = None,
+    csv: Csv = None,
+    mapping: Mapping = None,
+    where: Where = None,
+    hold_out: HoldOut = None,
+    runs_dir: RunsDir = Path("runs"),
+    out: Out = None,
+) -> None:
+    """Write table.csv and table.parquet: one row for every planned cell, or for every row of a foreign table."""
+    from results.table import write_table
+
+    loaded = load_table(source, csv, mapping, where, hold_out, runs_dir)
+    cells = loaded.cells
+    for path in write_table(cells, out or loaded.results_dir or Path(f"{loaded.name}-results")):
         print(path)
     print(f"{len(cells)} cells, {int((cells['state'] == 'done').sum())} done, {int(cells['excluded'].sum())} left out of a fit")
+    hashes = cells["code_hash"].dropna().unique()
+    if len(hashes) > 1:
+        print(f"warning: cells were trained by {len(hashes)} versions of the code: {', '.join(sorted(hashes))}")
+    for warning in loaded.warnings:
+        print(f"warning: {warning}")
 
 
 @app.command()
 def fit(
-    source: Source,
+    source: OptionalSource = None,
+    csv: Csv = None,
+    mapping: Mapping = None,
+    where: Where = None,
+    hold_out: HoldOut = None,
     runs_dir: RunsDir = Path("runs"),
     params: Params = "total",
+    law: Annotated[
+        str, typer.Option(help="chinchilla, tied, kaplan_n[_floor], kaplan_d[_floor], kaplan_nd[_floor], repeated.")
+    ] = "chinchilla",
+    objective: Annotated[Literal["log_huber", "log_mse", "mse"], typer.Option(help="What is minimised.")] = "log_huber",
+    delta: Annotated[float, typer.Option(min=1e-9, help="Where log_huber turns from squares to sizes, in ln L.")] = 1e-3,
+    loss: Annotated[Literal["val_loss", "val_bpb"], typer.Option(help="Nats per token, or bits per byte.")] = "val_loss",
+    by_noise: Annotated[bool, typer.Option("--by-noise", help="Weight cells by seed noise, where cells repeat.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print fit.json instead of a page.")] = False,
+    out: Out = None,
 ) -> None:
-    """Fit L = E + A/N^alpha + B/D^beta, print the numbers with intervals, and write fit.json."""
+    """Fit a law; print it with intervals, doubts and hold-out score; write fit.json (of a foreign table, with --out)."""
     import json
+    from dataclasses import replace
 
     from harness.runs import write_json
-    from results.claims import render_page
+    from results.descend import OBJECTIVES
     from results.fit import FitError
-    from results.study import describe_study
+    from results.page import describe_page, diagnose_study, fit_frontiers, render_page
+    from results.study import Choices, fit_study
 
-    experiment_dir = find_experiment(source, runs_dir)
-    study = load_study(experiment_dir, params)
+    chosen = replace(OBJECTIVES[objective], delta=delta) if objective == "log_huber" else OBJECTIVES[objective]
+    choices = Choices(params, find_law(law), chosen, loss, by_noise)
+    loaded = load_table(source, csv, mapping, where, hold_out, runs_dir)
+    study = fit_study(loaded.name, loaded.cells, choices, warnings=loaded.warnings, notes=loaded.notes)
     if study.fitted is None:
-        raise FitError(f"{experiment_dir}: {study.refusal}")
-    facts, path = describe_study(study), experiment_dir / "results" / "fit.json"
-    write_json(path, facts)
-    print(json.dumps(facts, indent=1) if as_json else f"{render_page(study)}\n\nwritten to {path}")
+        raise FitError(f"{loaded.where}: {study.refusal}")
+    diagnosis, frontiers = diagnose_study(study), fit_frontiers(study)
+    facts, results_dir = describe_page(study, diagnosis, frontiers), out or loaded.results_dir
+    if results_dir is not None:
+        results_dir.mkdir(parents=True, exist_ok=True)
+        write_json(results_dir / "fit.json", facts)
+    written = f"\n\nwritten to {results_dir / 'fit.json'}" if results_dir is not None else ""
+    print(json.dumps(facts, indent=1) if as_json else f"{render_page(study, diagnosis, frontiers)}{written}")
+
+
+@app.command()
+def bench(
+    csv: Csv = None,
+    mapping: Mapping = None,
+    where: Where = None,
+    starts: Annotated[int, typer.Option(min=1, max=4500, help="How many of the recipe's 4,500 starts are run.")] = 45,
+    bootstraps: Annotated[int, typer.Option(min=1, max=4000, help="How many of its 4,000 bootstraps.")] = 40,
+    rounds: Annotated[int, typer.Option(min=1)] = 3,
+) -> None:
+    """Race fit and bootstraps against the published recipe, on cells of --csv or simulated ones."""
+    from results.external import load_external
+    from results.race import render_race, run_race, simulate_points
+
+    cells = simulate_points()
+    if csv is not None:
+        table = load_external(csv, mapping or [], where or []).cells
+        kept = table[~table["excluded"]]
+        cells = {name: kept[name].to_numpy(float) for name in ("n_params", "tokens", "val_loss")}
+    print(f"{len(cells['val_loss'])} cells; medians of {rounds} round(s), both sides in turn; CPU seconds of this process")
+    print(render_race(run_race(cells, starts, bootstraps, rounds)))
 
 
 @app.command()
@@ -65,7 +141,7 @@ def plot(source: Source, runs_dir: RunsDir = Path("runs"), params: Params = "tot
     from results.transfer import COORDINATES, has_sweep, load_coordinates, plot_coordinates, plot_transfer
 
     if (source / COORDINATES).is_file():
-        for path in write_pictures([plot_coordinates(load_coordinates(source))], source):
+        for path in write_pictures([plot_coordinates(*load_coordinates(source))], source):
             print(path)
         return
     experiment_dir = find_experiment(source, runs_dir)
@@ -98,6 +174,18 @@ def transfer(source: Source, runs_dir: RunsDir = Path("runs")) -> None:
 
 
 @app.command()
+def baseline(source: Source, runs_dir: RunsDir = Path("runs")) -> None:
+    """Print a baseline's loss beside the video's and nanoGPT's."""
+    from results.baseline import render_baseline
+    from results.table import load_cells, write_table
+
+    experiment_dir = find_experiment(source, runs_dir)
+    cells = load_cells(experiment_dir)
+    write_table(cells, experiment_dir / "results")
+    print(render_baseline(cells))
+
+
+@app.command()
 def staircase(source: Source, runs_dir: RunsDir = Path("runs")) -> None:
     """Print the loss of the video's stages beside the video's values, and write staircase.md."""
     from results.staircase import list_steps, render_staircase, write_staircase
@@ -112,13 +200,67 @@ def staircase(source: Source, runs_dir: RunsDir = Path("runs")) -> None:
 
 
 @app.command()
+def preflight(
+    source: Source,
+    runs_dir: RunsDir = Path("runs"),
+    flops: Annotated[
+        float | None, typer.Option(min=1.0, help="Compute whose best size is asked for; by default 10 x the grid's.")
+    ] = None,
+    prior: Annotated[Path | None, typer.Option(help="fit.json of an earlier study, as the law to draw from.")] = None,
+    studies: Annotated[int, typer.Option(min=20, help="Synthetic studies.")] = 300,
+    sigma: Annotated[float, typer.Option(min=1e-6, help="Noise of ln L from luck alone.")] = 0.004,
+    shared: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of its variance that cells of one trunk have in common.")
+    ] = 0.5,
+) -> None:
+    """Before training: draw losses on this grid, fit them, and say what it will and will not answer."""
+    from results.preflight import choose_prior, load_prior, read_grid, render_preflight, run_preflight
+
+    plan = read_plan(source, runs_dir)
+    grid = read_grid(plan)
+    law = load_prior(prior) if prior else choose_prior(grid, plan.data.vocab_size)
+    found = run_preflight(law, grid, flops or 10 * float(grid.flops.max()), n_studies=studies, sigma=sigma, shared=shared)
+    print(render_preflight(plan.experiment, found, grid, sigma, shared, studies))
+
+
+@app.command()
+def suggest(
+    source: Source,
+    flops: Annotated[float, typer.Option(min=1.0, help="Training FLOPs to spend.")],
+    runs_dir: RunsDir = Path("runs"),
+    target: Annotated[str, typer.Option(help="optimum, loss or exponent.")] = "optimum",
+    at: Annotated[
+        float | None, typer.Option(min=1.0, help="The compute that the target is about; by default 10 x the grid's.")
+    ] = None,
+    prior: Annotated[
+        Path | None, typer.Option(help="fit.json whose law is believed; by default this experiment's, else a published one.")
+    ] = None,
+    cells: Annotated[int, typer.Option(min=1, help="At most so many.")] = 12,
+    write: Annotated[Path | None, typer.Option(help="Write the cells as TOML.")] = None,
+) -> None:
+    """Propose the cells that shrink the interval of a target most per FLOP, beside those planned."""
+    from results.preflight import choose_prior, load_prior, read_grid
+    from results.suggest import render_suggestion, render_toml, suggest_cells
+
+    plan = read_plan(source, runs_dir)
+    grid, fitted = read_grid(plan), find_experiment(source, runs_dir) / "results" / "fit.json"
+    path = prior or (fitted if fitted.exists() else None)
+    law = load_prior(path) if path else choose_prior(grid, plan.data.vocab_size)
+    found = suggest_cells(plan, law, flops, target, at or 10 * float(grid.flops.max()), at_most=cells)
+    print(f"law: {path or 'published exponents'}\n{render_suggestion(found, flops)}")
+    if write:
+        write.write_text(render_toml(found, plan), encoding="utf-8")
+        print(f"written to {write}")
+
+
+@app.command()
 def report(source: Source, runs_dir: RunsDir = Path("runs"), params: Params = "total") -> None:
     """Write table, fit, figures, report.html and report.md, and print a summary of five lines."""
     from harness.runs import load_plan, write_json
     from results.claims import render_summary
+    from results.page import describe_page, diagnose_study, fit_frontiers
     from results.plot import draw_pictures, write_pictures
     from results.report import write_report
-    from results.study import describe_study
     from results.table import load_curves, measure_cost, write_table
 
     experiment_dir = find_experiment(source, runs_dir)
@@ -126,12 +268,60 @@ def report(source: Source, runs_dir: RunsDir = Path("runs"), params: Params = "t
     study, curves = load_study(experiment_dir, params), load_curves(experiment_dir)
     cost = measure_cost(experiment_dir, study.cells, curves)
     write_table(study.cells, results_dir)
-    write_json(results_dir / "fit.json", describe_study(study))
+    write_json(results_dir / "fit.json", describe_page(study, diagnose_study(study), fit_frontiers(study)))
     pictures = draw_pictures(study, curves)
     write_pictures(pictures, results_dir / "figures")
     write_report(study, load_plan(experiment_dir), cost, pictures, results_dir)
     print(f"{results_dir}: report.html, report.md, table.csv, table.parquet, fit.json, {len(pictures)} figures in figures/")
     print(render_summary(study, cost))
+
+
+@app.command()
+def diagnose(source: Source, runs_dir: RunsDir = Path("runs"), params: Params = "total") -> None:
+    """Say what to doubt about a fit: identification, influence, hold-out, residuals, other specifications; draw them."""
+    from results.diagnose import diagnose, render_diagnosis
+    from results.fit import FitError
+    from results.plot import write_pictures
+    from results.plot_diagnosis import draw_diagnosis
+
+    experiment_dir = find_experiment(source, runs_dir)
+    study = load_study(experiment_dir, params)
+    if study.fitted is None:
+        raise FitError(f"{experiment_dir}: {study.refusal}")
+    diagnosis = diagnose(study.kept, study.fitted, study.convention)
+    text = render_diagnosis(study.name, diagnosis)
+    print(text)
+    (experiment_dir / "results").mkdir(exist_ok=True)
+    (experiment_dir / "results" / "diagnosis.md").write_text(f"```\n{text}\n```\n")
+    for path in write_pictures(draw_diagnosis(diagnosis), experiment_dir / "results" / "figures"):
+        print(path)
+
+
+@app.command()
+def coverage(
+    to: Annotated[Path, typer.Option(help="Folder for coverage.csv and coverage.md.")],
+    studies: Annotated[int, typer.Option(min=1, help="Simulated studies for each design.")] = 2000,
+    seed: int = 0,
+) -> None:
+    """Measure how often 95% intervals hold the truth, on grids with and without shared trunks; minutes."""
+    from results.coverage import measure_all, render_coverage, write_coverage
+
+    found = measure_all(studies, seed)
+    print(render_coverage(found))
+    for path in write_coverage(found, to):
+        print(path)
+
+
+@app.command()
+def lessons(
+    to: Annotated[Path, typer.Option(help="Folder for README.md and its figures.")],
+    fixtures: Annotated[Path, typer.Option(envvar="HARNESS_FIXTURES", help="The folder of published points.")],
+) -> None:
+    """Compute what published data sets teach about fits, and write the page with its figures."""
+    from results.lessons import write_lessons
+
+    for path in write_lessons(fixtures, to):
+        print(path)
 
 
 def find_experiment(source: Path, runs_dir: Path) -> Path:
@@ -150,13 +340,80 @@ def find_experiment(source: Path, runs_dir: Path) -> Path:
     raise ConfigError(f"{source}: is neither an experiment file (*.toml) nor a folder; give one of them")
 
 
-def load_study(experiment_dir: Path, params: str) -> "Study":
+def read_plan(source: Path, runs_dir: Path) -> "Plan":
+    """Plan an experiment file anew, or read the frozen plan of a folder."""
+    from harness.config import load_experiment
+    from harness.plan import plan_experiment
+    from harness.runs import load_plan
+
+    return plan_experiment(load_experiment(source)) if source.suffix == ".toml" else load_plan(find_experiment(source, runs_dir))
+
+
+def find_law(name: str) -> "Law":
+    """Return a law by name.
+
+    Raises:
+        ConfigError: there is none of this name.
+    """
+    import difflib
+
+    from results.repeated import ALL_LAWS
+
+    if name not in ALL_LAWS:
+        near = difflib.get_close_matches(name, ALL_LAWS, 1)
+        raise ConfigError(
+            f"--law {name}: there is no such law{f'; did you mean {near[0]}?' if near else ''} ({', '.join(ALL_LAWS)})"
+        )
+    return ALL_LAWS[name]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A table and where it came from. `results_dir`: where its results go, or None for a foreign table."""
+
+    name: str
+    where: Path
+    cells: "pd.DataFrame"
+    results_dir: Path | None
+    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def load_table(
+    source: Path | None,
+    csv: Path | None,
+    mapping: list[str] | None,
+    where: list[str] | None,
+    hold_out: list[str] | None,
+    runs_dir: Path,
+) -> Loaded:
+    """Read an experiment, a folder of them, or a foreign table.
+
+    Raises:
+        ConfigError: not exactly one of them is named, or it cannot be read.
+    """
+    from results.external import load_external
+    from results.table import load_runs
+
+    if (source is None) == (csv is None):
+        raise ConfigError("results: name an experiment or its folder, or a foreign table with --csv FILE, and not both")
+    if csv is not None:
+        read = load_external(csv, mapping or [], where or [], hold_out or [])
+        return Loaded(csv.stem, csv, read.cells, None, read.warnings, read.notes)
+    if mapping or where or hold_out:
+        raise ConfigError("--map, --where, --hold-out: are for a foreign table (--csv FILE); an experiment says these itself")
+    assert source is not None
+    folder = find_experiment(source, runs_dir)
+    return Loaded(folder.name, folder, load_runs(folder), folder / "results")
+
+
+def load_study(experiment_dir: Path, params: Literal["total", "non_embedding", "matmul"]) -> "Study":
     """Read an experiment's cells and fit them."""
     from harness.runs import load_plan
-    from results.study import fit_study
+    from results.study import Choices, fit_study
     from results.table import load_cells
 
-    return fit_study(load_plan(experiment_dir).experiment, load_cells(experiment_dir), params)
+    return fit_study(load_plan(experiment_dir).experiment, load_cells(experiment_dir), Choices(params))
 
 
 if __name__ == "__main__":

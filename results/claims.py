@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from results.study import CONVENTIONS, EQUATION, LEGEND, Fitted, Study
+from results.study import Fitted, Study
 from results.table import Cost
-from results.uncertainty import COVERAGE, LEVEL, METHOD, Interval
+from results.uncertainty import LEVEL, Interval
 
 NOT_IDENTIFIED = "not identified by this grid"
 FAILED = ("failed", "diverged", "oom", "disk_full")
@@ -41,6 +41,8 @@ def list_claims(fitted: Fitted) -> list[Claim]:
         "A": "A",
         "B": "B",
     }
+    if not fitted.fit.law.is_chinchilla:
+        meanings = {name: name for name in fitted.fit.law.parameters}
     return [make_claim(name, meaning, fitted.intervals[name]) for name, meaning in meanings.items()]
 
 
@@ -61,62 +63,10 @@ def format_to(value: float, width: float) -> str:
     return f"{value:,.{decimals}f}" if decimals > 0 else f"{round(value, decimals):,.0f}"
 
 
-def render_page(study: Study) -> str:
-    """Write what `fit` prints: the law, its numbers, how they were made, what to doubt, what was left out."""
-    lines = [f"{study.name}: {len(study.kept)} of {len(study.cells)} cells fitted", "", f"  {EQUATION}", f"  {LEGEND}"]
-    lines.append(f"  N counts {study.convention.words} ({study.convention.column})")
-    if study.fitted is None:
-        lines += ["", f"No law was fitted: {study.refusal}"]
-    else:
-        lines += ["", *render_claims(study.fitted), "", *render_method(study.fitted), "", *render_conventions(study)]
-    lines += ["", describe_seed_noise(study)]
-    for title, items in (("Warnings", study.warnings), ("Notes", study.notes)):
-        lines += ["", f"{title}:", *(f"  - {item}" for item in items)] if items else []
-    excluded = [f"  - {cell_id}: {reason}" for cell_id, reason in list_excluded(study.cells)]
-    lines += ["", "Excluded cells:" if excluded else "Excluded cells: none", *excluded]
-    return "\n".join(wrapped for line in lines for wrapped in wrap_line(line))
-
-
 def wrap_line(line: str, width: int = 120) -> list[str]:
     """Break a line that is too long, further lines under its first word."""
     indent = " " * (len(line) - len(line.lstrip(" -")) + (0 if line.startswith(" ") else 2))
     return textwrap.wrap(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False) or [""]
-
-
-def render_claims(fitted: Fitted) -> list[str]:
-    """Write one line for each number."""
-    rows = [(f"  {'':<58}{'value':>12}   {LEVEL:.0%} interval")]
-    for claim in list_claims(fitted):
-        if claim.problem:
-            rows.append(f"  {claim.meaning:<58}{NOT_IDENTIFIED}: {claim.problem}")
-        else:
-            rows.append(f"  {claim.meaning:<58}{claim.value:>12}   {claim.interval}")
-    return rows
-
-
-def render_method(fitted: Fitted) -> list[str]:
-    """Say how the fit and its intervals were made."""
-    fit, resamples = fitted.fit, fitted.resamples
-    return [
-        f"Objective: sum of Huber (delta {fit.delta:g}) of ln L fitted - ln L observed = {fit.objective:.4e}; "
-        f"residuals: standard deviation {100 * fit.residuals.std():.2g}%",
-        f"Search: {fit.n_starts} starts, {fit.n_polished} polished, {len(fit.basins)} minimum or minima within 1% of the best; "
-        f"condition number {fit.condition_number:.3g} (centred logs, scaled columns)",
-        f"Intervals: {METHOD}; {resamples.n_runs} runs, {len(resamples.laws)} refits, "
-        f"{resamples.share_unconverged:.1%} of them not converged",
-        f"  {COVERAGE}",
-    ]
-
-
-def render_conventions(study: Study) -> list[str]:
-    """Write the exponents under each way to count parameters."""
-    rows = ["Exponents by what N counts:"]
-    for name, fitted in ({study.convention.name: study.fitted} | study.others).items():
-        claims = {claim.name: claim for claim in list_claims(fitted)} if fitted is not None else {}
-        said = [f"{key} {claims[key].value}" for key in ("alpha", "beta", "optimum_exponent") if claims]
-        text = ", ".join(said).replace("optimum_exponent", "a") or "no law was fitted"
-        rows.append(f"  {CONVENTIONS[name].words:<58}{text}")
-    return rows
 
 
 def describe_seed_noise(study: Study) -> str:

@@ -409,7 +409,7 @@ def caption_flops(study: Study, best: pd.DataFrame) -> str:
             f" ({lowest['cell_id']})."
         )
     if study.fitted is not None:
-        optimum = study.fitted.optimum
+        optimum = study.fitted.fit.constants.allocate(study.fitted.flops)
         text += (
             f" Dark line: the law's loss for the best split of each compute, with its 95% interval; at {optimum.flops:.2e} FLOPs "
             f"it is {optimum.loss:.4g}."

@@ -21,11 +21,12 @@ from results.claims import (
     describe_seed_noise,
     list_claims,
     list_excluded,
-    render_method,
     render_summary,
 )
+from results.hindsight import compare_forecast, compare_scratch, list_doubts
+from results.page import render_method
 from results.plot import Picture
-from results.study import CONVENTIONS, EQUATION, LEGEND, Study
+from results.study import CONVENTIONS, LEGEND, LOSSES, Study
 from results.table import Cost
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -96,8 +97,8 @@ def collect_facts(study: Study, plan: Plan, cost: Cost, pictures: Sequence[Pictu
         "summary": [line.split(":", 1) for line in render_summary(study, cost).splitlines()],
         "is_fallback": data.is_fallback,
         "data_source": data.source,
-        "equation": EQUATION,
-        "legend": LEGEND,
+        "equation": study.choices.law.equation,
+        "legend": f"{LOSSES[study.choices.loss]}; {LEGEND}",
         "convention": f"N counts {study.convention.words} ({study.convention.column})",
         "refusal": study.refusal,
         "claims": list_claims(study.fitted) if study.fitted is not None else [],
@@ -111,6 +112,8 @@ def collect_facts(study: Study, plan: Plan, cost: Cost, pictures: Sequence[Pictu
         "n_cells": len(cells),
         "excluded": list_excluded(cells),
         "n_repeating": int((cells["epochs"] > 1).sum()),
+        "doubts": list_doubts(plan),
+        "hindsight": [*compare_forecast(plan, cells), *compare_scratch(cells)],
         "seed_noise": describe_seed_noise(study),
         "data": describe_data(plan),
         "environment": describe_environment(cells),

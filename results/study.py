@@ -1,14 +1,15 @@
 """One table, the law fitted to it, its intervals and what must be said about them: what every page and figure is made of."""
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from results.fit import Fit, FitError, fit_chinchilla
-from results.laws import Allocation
+from results.descend import LOG_HUBER, Objective
+from results.fit import Fit, FitError, fit_law
+from results.laws import CHINCHILLA, Allocation, FloatArray, Law
 from results.uncertainty import (
     COVERAGE,
     LEVEL,
@@ -17,13 +18,15 @@ from results.uncertainty import (
     Resamples,
     SeedNoise,
     estimate_intervals,
+    list_alike,
     measure_seed_noise,
     resample_runs,
 )
 
 MAX_CONDITION = 1e3
-EQUATION = "L(N, D) = E + A / N^alpha + B / D^beta"
-LEGEND = "L: val_loss, nats per token; N: parameters; D: training tokens; C: training FLOPs, here 6 N D; ln: natural logarithm"
+MIN_NOISE_GROUPS = 3  # groups of repeats that show how seed noise changes with compute
+LEGEND = "N: parameters; D: training tokens; C: training FLOPs, here 6 N D; ln: natural logarithm"
+LOSSES = {"val_loss": "L: val_loss, nats per token", "val_bpb": "L: val_bpb, bits per byte of text"}
 
 
 @dataclass(frozen=True)
@@ -47,13 +50,27 @@ CONVENTIONS = {
 
 @dataclass(frozen=True)
 class Fitted:
-    """A law with its intervals, under one way to count parameters. Units: flops as 6 N D."""
+    """A law with its intervals, under one way to count parameters. Units: flops as 6 N D.
+
+    `optimum`: None for a law that says nothing about the best split.
+    """
 
     fit: Fit
     resamples: Resamples
     intervals: dict[str, Interval]
     flops: float  # the largest compute of the fitted cells, at which an optimum is quoted
-    optimum: Allocation
+    optimum: Allocation | None
+
+
+@dataclass(frozen=True)
+class Choices:
+    """How a table is fitted. `loss`: the column; `by_noise`: cells are weighted by 1 / seed noise squared."""
+
+    params: str = "total"
+    law: Law = CHINCHILLA
+    objective: Objective = LOG_HUBER
+    loss: str = "val_loss"
+    by_noise: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,9 +83,11 @@ class Study:
     fitted: Fitted | None
     refusal: str
     others: dict[str, Fitted | None]  # the same fit under the other ways to count parameters
+    with_excluded: Fit | None  # the law through every cell that has the numbers, excluded or not; None where none is excluded
     seed_noise: SeedNoise | None
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
+    choices: Choices = field(default_factory=Choices)
 
     @property
     def kept(self) -> pd.DataFrame:
@@ -76,34 +95,108 @@ class Study:
         return self.cells[~self.cells["excluded"]]
 
 
-def fit_study(name: str, cells: pd.DataFrame, params: str = "total") -> Study:
-    """Fit the cells that are not excluded, under one way to count parameters and then under the others."""
+def fit_study(
+    name: str,
+    cells: pd.DataFrame,
+    choices: Choices | None = None,
+    *,
+    warnings: Sequence[str] = (),
+    notes: Sequence[str] = (),
+) -> Study:
+    """Fit the cells that are not excluded, under one way to count parameters and then under the others.
+
+    `warnings`, `notes`: what is known beforehand, for example from reading a foreign table.
+    """
+    choices = choices or Choices()
+    if choices.loss != "val_loss":
+        cells = cells.assign(val_loss=cells[choices.loss])
     kept = cells[~cells["excluded"]]
-    fits = {key: try_fit(kept, convention) for key, convention in CONVENTIONS.items()}
-    fitted, refusal = fits[params]
+    refusal = explain_mixture(kept, choices)
+    fits = {key: try_fit(kept, convention, choices) for key, convention in CONVENTIONS.items()} if not refusal else {}
+    fitted, why = fits.get(choices.params, (None, refusal))
     return Study(
         name=name,
         cells=cells,
-        convention=CONVENTIONS[params],
+        convention=CONVENTIONS[choices.params],
         fitted=fitted,
-        refusal=f"{refusal}{suggest_cells(cells)}" if refusal else "",
-        others={key: other for key, (other, _) in fits.items() if key != params},
+        refusal=f"{why}{suggest_cells(cells)}" if why else "",
+        others={key: other for key, (other, _) in fits.items() if key != choices.params},
+        with_excluded=fit_with_excluded(cells, choices) if fitted else None,
         seed_noise=measure_seed_noise(kept),
-        warnings=tuple(iter_warnings(cells, kept, fitted)),
-        notes=tuple(iter_notes(kept)),
+        warnings=(*warnings, *iter_warnings(cells, kept, fitted)),
+        notes=(*notes, *iter_notes(kept)),
+        choices=choices,
     )
 
 
-def try_fit(kept: pd.DataFrame, convention: Convention) -> tuple[Fitted | None, str]:
+def explain_mixture(kept: pd.DataFrame, choices: Choices) -> str:
+    """Say why losses of these cells do not compare, or nothing."""
+    names = sorted(kept["tokenizer"].dropna().unique())
+    if len(names) < 2 or choices.loss == "val_bpb":
+        return ""
+    missing = int(kept["val_bpb"].isna().sum())
+    offer = f"val_bpb is missing in {missing} of {len(kept)} cells" if missing else "fit bits per byte: --loss val_bpb"
+    return (
+        f"tokenizer: the fitted cells have {len(names)} ({', '.join(names)}), and nats per token of different tokenizers do not "
+        f"compare; keep one of them, or {offer}"
+    )
+
+
+def read_columns(cells: pd.DataFrame, law: Law, convention: Convention) -> dict[str, FloatArray]:
+    """Return what a law reads, parameters counted by a convention."""
+    columns = {"n_params": convention.column, "flops": "flops_6nd"}
+    return {name: cells[columns.get(name, name)].to_numpy(float, na_value=np.nan) for name in (*law.inputs, "val_loss")}
+
+
+def try_fit(kept: pd.DataFrame, convention: Convention, choices: Choices) -> tuple[Fitted | None, str]:
     """Fit a law and its intervals, or return the reason why these cells support none."""
-    n_params, tokens, loss = (kept[column].to_numpy(float) for column in (convention.column, "tokens", "val_loss"))
+    columns = read_columns(kept, choices.law, convention)
     try:
-        fit = fit_chinchilla(n_params, tokens, loss)
+        weights = weigh_by_noise(kept) if choices.by_noise else None
+        fit = fit_law(choices.law, columns, choices.objective, weights)
     except FitError as error:
         return None, str(error)
     resamples = resample_runs(fit, kept["run_id"].tolist())
-    flops = float((6 * n_params * tokens).max())
-    return Fitted(fit, resamples, estimate_intervals(resamples, flops), flops, fit.law.allocate(flops)), ""
+    flops = float((6 * kept[convention.column].to_numpy(float) * kept["tokens"].to_numpy(float)).max())
+    optimum = fit.constants.allocate(flops) if fit.law.is_chinchilla else None
+    return Fitted(fit, resamples, estimate_intervals(resamples, flops), flops, optimum), ""
+
+
+def fit_with_excluded(cells: pd.DataFrame, choices: Choices) -> Fit | None:
+    """Fit every cell that has the numbers, also those that were left out; held-out cells stay out."""
+    columns = read_columns(cells, choices.law, CONVENTIONS[choices.params])
+    has_numbers = np.all([np.isfinite(values) & (values > 0) for values in columns.values()], axis=0)
+    used = has_numbers & (cells["role"] != "held_out").to_numpy(bool)
+    if int(used.sum()) <= int((~cells["excluded"]).sum()):
+        return None
+    try:
+        return fit_law(choices.law, {name: values[used] for name, values in columns.items()}, choices.objective)
+    except FitError:  # with the cells that were left out there may be no law, which is no news
+        return None
+
+
+def weigh_by_noise(kept: pd.DataFrame) -> FloatArray:
+    """Return weights 1 / sd^2 of mean 1, the sd of ln L a power of compute through the groups that differ in the seed alone.
+
+    Raises:
+        FitError: too few such groups.
+    """
+    group = list_alike(kept)
+    log_c = np.log(kept["flops_6nd"].to_numpy(float))
+    by_group = pd.DataFrame({"log_loss": np.log(kept["val_loss"].to_numpy(float)), "log_c": log_c}).groupby(group)
+    repeats = by_group["log_loss"].agg(["count", "var"])
+    repeats = repeats[(repeats["count"] > 1) & (repeats["var"] > 0)]
+    if len(repeats) < MIN_NOISE_GROUPS:
+        raise FitError(
+            f"weights: seed noise was measured at {len(repeats)} cell(s), of at least {MIN_NOISE_GROUPS}; "
+            "repeat cells of different compute with other seeds (grid.repeats), or fit without weights"
+        )
+    x = by_group["log_c"].mean()[repeats.index].to_numpy()
+    root = np.sqrt(repeats["count"].to_numpy(float) - 1)
+    columns = np.column_stack([np.ones(len(x)), x])
+    solved = np.linalg.lstsq(columns * root[:, None], np.log(repeats["var"].to_numpy(float)) * root, rcond=None)[0]
+    weights = np.exp(-(solved[0] + solved[1] * log_c))
+    return np.asarray(weights / weights.mean())
 
 
 def suggest_cells(cells: pd.DataFrame) -> str:
@@ -129,7 +222,9 @@ def iter_fit_warnings(fitted: Fitted) -> Iterator[str]:
     if fit.at_bounds:
         yield f"The fit put {' and '.join(fit.at_bounds)} at the edge of the allowed range."
     if len(fit.basins) > 1:
-        others = "; ".join(f"alpha {b.law.alpha:.3g}, beta {b.law.beta:.3g}, E {b.law.E:.3g}" for b in fit.basins[1:])
+        others = "; ".join(
+            ", ".join(f"{name} {v:.3g}" for name, v in fit.law.name_params(b.params).items()) for b in fit.basins[1:]
+        )
         yield f"{len(fit.basins)} different minima lie within 1% of the best objective (the others: {others})."
     if fit.condition_number > MAX_CONDITION:
         yield f"The parameters are nearly interchangeable on this grid (condition number {fit.condition_number:,.0f})."
@@ -141,9 +236,10 @@ def iter_fit_warnings(fitted: Fitted) -> Iterator[str]:
         )
     if resamples.share_unconverged > 0.01:
         yield f"{resamples.share_unconverged:.0%} of the refits behind the intervals did not converge."
-    n_params, tokens = (np.exp(v + m) for v, m in ((fit.centred.x, fit.centred.mean_x), (fit.centred.y, fit.centred.mean_y)))
-    inside = n_params.min() <= best.n_params <= n_params.max() and tokens.min() <= best.tokens <= tokens.max()
-    if not inside:
+    if best is None:
+        return
+    n_params, tokens = np.exp(fit.centred.x + fit.centred.mean[:, None])
+    if not (n_params.min() <= best.n_params <= n_params.max() and tokens.min() <= best.tokens <= tokens.max()):
         yield "The best split of the largest compute lies outside the sizes and budgets that were trained."
 
 
@@ -175,8 +271,11 @@ def describe_study(study: Study) -> dict[str, Any]:
         "format": "scaling-harness-fit",
         "format_version": 1,
         "experiment": study.name,
-        "equation": EQUATION,
-        "legend": LEGEND,
+        "law": study.choices.law.name,
+        "equation": study.choices.law.equation,
+        "source": study.choices.law.source,
+        "legend": f"{LOSSES[study.choices.loss]}; {LEGEND}",
+        "loss": study.choices.loss,
         "params": study.convention.name,
         "params_column": study.convention.column,
         "n_cells": len(study.kept),
@@ -187,10 +286,16 @@ def describe_study(study: Study) -> dict[str, Any]:
             name: None if fitted is None else describe_intervals(fitted.intervals)
             for name, fitted in ({study.convention.name: study.fitted} | study.others).items()
         },
+        "with_excluded": None if study.with_excluded is None else describe_with_excluded(study.with_excluded),
         "seed_noise": None if study.seed_noise is None else asdict(study.seed_noise),
         "warnings": list(study.warnings),
         "notes": list(study.notes),
     }
+
+
+def describe_with_excluded(fit: Fit) -> dict[str, Any]:
+    """Return the law through the excluded cells too."""
+    return fit.law.name_params(fit.params) | {"n_cells": fit.n_cells, "objective_value": fit.objective_value}
 
 
 def list_exclusions(excluded: pd.DataFrame) -> list[tuple[str, str]]:
@@ -202,14 +307,18 @@ def describe_fitted(fitted: Fitted, kept: pd.DataFrame) -> dict[str, Any]:
     """Return a fit as plain values."""
     fit, resamples = fitted.fit, fitted.resamples
     return {
-        "objective": "sum over cells of huber(ln L fitted - ln L observed)",
-        "delta": fit.delta,
-        "objective_value": fit.objective,
+        "objective": fit.objective.name,
+        "delta": fit.objective.delta if np.isfinite(fit.objective.delta) else None,
+        "weights": None if np.all(fit.weights == 1) else dict(zip(kept["cell_id"], fit.weights.tolist(), strict=True)),
+        "objective_value": fit.objective_value,
         "n_starts": fit.n_starts,
         "n_polished": fit.n_polished,
-        "law": asdict(fit.law),
-        "basins": [asdict(basin) for basin in fit.basins],
+        "law": fit.law.name_params(fit.params),
+        "derived": fit.law.derive(fit.law.name_params(fit.params)),
+        "basins": [fit.law.name_params(b.params) | {"objective_value": b.objective_value} for b in fit.basins],
         "at_bounds": list(fit.at_bounds),
+        "open_sides": list(fit.open_sides),
+        "floor_near_zero": fit.is_floor_near_zero,
         "condition_number": fit.condition_number,
         "residual_sd": float(fit.residuals.std()),
         "residuals": dict(zip(kept["cell_id"], fit.residuals.tolist(), strict=True)),
@@ -221,7 +330,7 @@ def describe_fitted(fitted: Fitted, kept: pd.DataFrame) -> dict[str, Any]:
         "share_unconverged": resamples.share_unconverged,
         "share_at_bound": resamples.share_at_bound,
         "intervals": describe_intervals(fitted.intervals),
-        "optimum": asdict(fitted.optimum) | {"flops": fitted.flops},
+        "optimum": None if fitted.optimum is None else asdict(fitted.optimum),
     }
 
 

@@ -26,6 +26,7 @@ from harness.runs import (
     run_state,
 )
 
+HELD_OUT = "held out: trained to test a prediction, never fitted"
 MAX_OFF_PLAN = 1e-3  # tokens or steps may differ from the plan by this fraction
 # Int64 and boolean are the pandas types that can be empty. FLOPs are floats: those of large runs pass 2^63.
 COLUMNS = {
@@ -132,6 +133,31 @@ def load_cells(experiment_dir: Path) -> pd.DataFrame:
     return cells
 
 
+def load_runs(folder: Path) -> pd.DataFrame:
+    """Read an experiment, or every experiment in a folder of them as one table.
+
+    Raises:
+        ConfigError: there is no plan, or a cell stands in two experiments.
+    """
+    plans = sorted(folder.glob("*/plan.json"))
+    if (folder / "plan.json").exists() or not plans:
+        return load_cells(folder)
+    cells = pd.concat([load_cells(plan.parent) for plan in plans], ignore_index=True)
+    done = cells[cells["state"] == "done"]
+    again = done[done.duplicated("cell_id", keep=False)]
+    if len(again):
+        cell_id, count = again["cell_id"].iloc[0], int(done.duplicated("cell_id").sum())
+        names = " and ".join(again.loc[again["cell_id"] == cell_id, "experiment"])
+        raise ConfigError(f"{folder}: cell {cell_id} stands in {names} ({count} cell(s) too many); name one experiment")
+    metrics = cells.loc[~cells["excluded"], "metric_id"]
+    other = ~cells["excluded"] & (cells["metric_id"] != (metrics.mode()[0] if len(metrics) else ""))
+    if not cells.loc[~cells["excluded"], "tokenizer"].nunique() > 1:  # else the fit says that losses do not compare
+        reasons = [f"another metric: {metric}, while most cells have {metrics.mode()[0]}" for metric in cells["metric_id"][other]]
+        cells.loc[other, "exclusion_reason"] = reasons
+        cells.loc[other, "excluded"] = True
+    return cells
+
+
 def read_row(run_dir: Path, plan: Plan, cell: CellRecord, state: RunState) -> dict[str, Any]:
     """Return the row of one cell: the plan's part and over it what the summary measured, or why there is none."""
     planned = cell.model_dump(mode="json")
@@ -197,7 +223,9 @@ def explain_exclusion(row: dict[Hashable, Any], metric_id: str) -> str:
     if row["metric_id"] != metric_id:
         return f"another metric: {row['metric_id']}, while most cells have {metric_id}"
     if row["role"] == "held_out":
-        return "held out: trained to test a prediction, never fitted"
+        return HELD_OUT
+    if row["role"] == "scratch":
+        return "from scratch: trained to be compared with its branch, never fitted"
     return ""
 
 

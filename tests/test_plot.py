@@ -84,7 +84,7 @@ def test_curves_of_the_law_pass_where_the_law_says(pictures: dict[str, Picture],
     line = next(line for line in axes.lines if line.get_marker() != "o")
     x, y = np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
     tokens = float(study.cells["planned_tokens"].min())
-    np.testing.assert_allclose(y, study.fitted.fit.law.loss(x, tokens), rtol=1e-9)
+    np.testing.assert_allclose(y, study.fitted.fit.constants.loss(x, tokens), rtol=1e-9)
 
 
 def test_residuals_have_three_panels_with_every_cell(pictures: dict[str, Picture]) -> None:

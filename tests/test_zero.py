@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 
 from harness.__main__ import app
 from harness.config import ConfigError, EngineSection
-from harness.plan import plan_experiment, print_plan
+from harness.outlook import print_plan
+from harness.plan import plan_experiment
 from harness.zero import FITS_BYTES, STATE_BYTES, list_cautions, render_zero_config, show_zero_configs
 
 OPTIM = {"lr": 1e-3, "global_batch_size": 24}

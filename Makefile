@@ -4,9 +4,10 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 READY  := $(VENV)/ready
 DEMO   := launch/experiments/demo.toml
+BASELINE := launch/experiments/baseline_10m$(if $(VARIANT),_$(VARIANT)).toml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-all check format clean
+.PHONY: help setup demo baseline test test-slow test-all check format clean
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+: +##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -23,6 +24,12 @@ demo: $(READY)   ## Tiny Shakespeare -> shards -> grid -> training -> fit -> rep
 	@$(PY) -m data_prep prepare demo --dir data/demo
 	@$(PY) -m launch submit $(DEMO) --cluster local
 	@$(PY) -m results report $(DEMO)
+
+baseline: $(READY) ## the video's 10M model, 5,000 steps; VARIANT=nanogpt for nanoGPT's settings. The same command goes on.
+	@$(PY) -m data_prep prepare shakespeare-char --dir data/shakespeare-char
+	@$(PY) -m harness bench $(BASELINE) --probe
+	@$(PY) -m launch submit $(BASELINE) --cluster alone
+	@$(PY) -m results baseline $(BASELINE)
 
 test: $(READY)   ## the fast tests
 	@$(PY) -m pytest -m "not slow"

@@ -5,6 +5,7 @@ past interruptions. The receipt proves it: a digest of every window that was han
 """
 
 import hashlib
+import time
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,7 @@ class Batches:
         self.block_start, self.block = 0, np.empty(0, dtype=np.int64)
         self.digest_dtype = np.dtype("<u2" if vocab_size <= 2**16 else "<u4")  # every id below vocab_size, in few bytes to hash
         self.digest_sum = 0  # over the samples since the last read_digest
+        self.last_given = time.perf_counter()  # when the newest batch was handed out
 
     def batch(self, step: int, micro_step: int) -> tuple[Tensor, Tensor]:
         """Return inputs and targets of one micro-step, and add them to the receipt.
@@ -64,6 +66,7 @@ class Batches:
             )
         for counter, window in enumerate(windows.astype(self.digest_dtype), start=first):
             self.digest_sum += digest_sample(counter, window)
+        self.last_given = time.perf_counter()
         tokens = torch.from_numpy(windows)
         if self.device.type == "cuda":
             tokens = tokens.pin_memory().to(self.device, non_blocking=True)

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+Precision = Literal["fp32", "bf16_autocast", "bf16_native"]  # the last under DeepSpeed only
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -32,13 +33,30 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class DataSection(Section):
-    """Which tokens, in windows of what length."""
+class PaperData(Section):
+    """Data that does not exist yet, so that a study can be planned and priced before anything is prepared."""
 
-    dir: str = Field(min_length=1)
+    vocab_size: PositiveInt
+    train_tokens: PositiveInt
+    val_tokens: PositiveInt
+    bytes_per_token: Positive = 4.0
+
+
+class DataSection(Section):
+    """Which tokens, in windows of what length: a prepared directory, or figures on paper (planned, never trained)."""
+
+    dir: str | None = Field(default=None, min_length=1)
+    on_paper: PaperData | None = None
     seq_len: PositiveInt
     max_epochs: Positive = 4.0  # more repetition than this bends a law (Muennighoff et al. 2023): refused unless raised
     seed: Seed | None = None  # None: the run's seed
+
+    @model_validator(mode="after")
+    def check_source(self) -> Self:
+        """Refuse no data, and two kinds of it."""
+        if (self.dir is None) == (self.on_paper is None):
+            raise ValueError("needs a prepared directory (dir) or figures (on_paper), one of them; give exactly one")
+        return self
 
 
 class ModelSection(Section):
@@ -78,21 +96,36 @@ class LrRule(Section):
 class BatchRule(Section):
     """A global batch that follows from the size, rounded to a multiple of some number of sequences."""
 
-    rule: Literal["step_law", "deepseek"]
+    rule: Literal["olmo", "step_law", "deepseek"]
     factor: Positive = 1.0
     multiple_of: PositiveInt = 1
+
+
+class DecayRule(Section):
+    """A weight decay that follows from the learning rate, and from the number of steps under `timescale`."""
+
+    rule: Literal["product", "timescale"]
+    factor: Positive
+
+
+class WarmupRule(Section):
+    """A warmup that follows from the size, or is a part of the budget."""
+
+    rule: Literal["model_size", "budget_fraction"]
+    factor: Positive = 1.0
 
 
 class OptimSection(Section):
     """The optimiser and the global batch."""
 
-    kind: Literal["adamw"] = "adamw"
+    kind: Literal["adamw", "muon"] = "adamw"  # muon: for hidden matrices, with AdamW for the rest; torch engine only
     lr: Positive | LrRule
     betas: tuple[Fraction, Fraction] = Field(default=(0.9, 0.95), strict=False)
     eps: Positive = 1e-8
-    weight_decay: float = Field(default=0.1, ge=0)  # on matrices only, decoupled
+    weight_decay: Annotated[float, Field(ge=0)] | DecayRule = 0.1  # on matrices only, decoupled
     grad_clip: Positive | None = 1.0  # norm over all gradients; leave out [optim] grad_clip with `grad_clip = false`
     global_batch_size: PositiveInt | BatchRule  # sequences per step, all ranks
+    skip_spikes: Literal[True] | None = None  # leave out the update where the loss jumps; leave this key out for none
 
     @model_validator(mode="before")
     @classmethod
@@ -107,7 +140,7 @@ class ScheduleSection(Section):
     """Learning rate against tokens."""
 
     kind: Literal["constant", "cosine", "linear", "wsd"]
-    warmup_tokens: int = Field(default=0, ge=0)
+    warmup_tokens: Annotated[int, Field(ge=0)] | WarmupRule = 0
     cooldown_fraction: float | None = Field(default=None, gt=0, lt=1)  # wsd only; None: 0.2
     cooldown_shape: Literal["sqrt", "linear"] | None = None  # wsd only; None: sqrt, that is 1 - sqrt(progress)
     min_lr_fraction: Fraction = 0.0  # the last learning rate of cosine, linear and wsd, as a fraction of lr
@@ -144,8 +177,47 @@ class HoldOut(Section):
 
 
 # What pydantic adds to the place of a fault where a key may be a number or a rule.
-UNION_BRANCHES = ("constrained-float", "constrained-int", "float", "int", "LrRule", "BatchRule")
+RULES = ("LrRule", "BatchRule", "DecayRule", "WarmupRule")
+UNION_BRANCHES = ("constrained-float", "constrained-int", "float", "int", *RULES)
 BUDGET_KEYS = ("tokens", "flops", "tokens_per_param", "steps")
+
+
+class Scratch(Section):
+    """Cells under wsd that are also trained alone to the same horizon, to measure what sharing a trunk changes.
+
+    Note: under `wsd` such a cell repeats its branch, bit for bit on one CPU; under cosine or linear it says what the schedule
+    changes.
+    """
+
+    cells: Literal["cheapest"]
+    n: PositiveInt = 1
+    schedule: Literal["wsd", "cosine", "linear"] = "wsd"
+
+
+class ExtraCell(Section):
+    """A cell beside the grid's: a size, and exactly one of `BUDGET_KEYS`."""
+
+    size: Size
+    tokens: PositiveInt | None = None
+    flops: Positive | None = None
+    tokens_per_param: Positive | None = None
+    steps: PositiveInt | None = None
+    seed: Seed | None = None  # None: the grid's first
+    hold_out: bool = False
+
+    @model_validator(mode="after")
+    def check_budget(self) -> Self:
+        """Refuse none or several kinds of budget."""
+        check_one_budget(self)
+        return self
+
+
+def check_one_budget(section: Section) -> None:
+    """Refuse none or several of `BUDGET_KEYS`."""
+    given = [key for key in BUDGET_KEYS if getattr(section, key) is not None]
+    if len(given) != 1:
+        found = f"has {' and '.join(given)}" if given else "has no budget"
+        raise ValueError(f"{found}; give exactly one of {', '.join(BUDGET_KEYS)}")
 
 
 class GridSection(Section):
@@ -159,16 +231,15 @@ class GridSection(Section):
     seeds: tuple[Seed, ...] | None = Field(default=None, min_length=1, strict=False)  # None: the experiment's seed
     axes: dict[str, list[Any]] = Field(default_factory=dict)
     variants: tuple[dict[str, Any], ...] = Field(default=(), strict=False)  # keys that change together, one table a variant
+    extra: tuple[ExtraCell, ...] = Field(default=(), strict=False)  # cells beside the grid's
     repeats: Repeats | None = None
+    scratch: Scratch | None = None
     hold_out: HoldOut | None = None
 
     @model_validator(mode="after")
     def check_budgets(self) -> Self:
         """Refuse none or several kinds of budget."""
-        given = [key for key in BUDGET_KEYS if getattr(self, key) is not None]
-        if len(given) != 1:
-            found = f"has {' and '.join(given)}" if given else "has no budget"
-            raise ValueError(f"{found}; give exactly one of {', '.join(BUDGET_KEYS)}")
+        check_one_budget(self)
         return self
 
 
@@ -183,18 +254,24 @@ class EvalSection(Section):
 class EngineSection(Section):
     """How, not what: nothing here may change a result beyond rounding."""
 
-    kind: Literal["torch"] = "torch"
+    kind: Literal["torch", "deepspeed"] = "torch"
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 1  # deepspeed only: what is split over ranks (harness/zero.py)
+    offload_optimizer: bool = False  # deepspeed only: optimiser state and its update on the CPU
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    world_size: PositiveInt | None = None  # ranks that torchrun must have started; None: any
     micro_batch_size: PositiveInt | None = None  # sequences per rank and micro-step; None: all of the rank's share
+    activation_checkpointing: bool = False  # a block's activations are computed again backwards: memory for time
     compile: bool = False
     checkpoint_every_s: Positive = 60.0
+    max_skipped_steps: int = Field(default=10, ge=0)  # updates left out since loss or gradient was not finite; then: diverged
+    hang_after_s: Positive = 600.0  # a silent rank is taken to hang; three times this outside steps
 
 
 class TrackSection(Section):
     """Where progress is written, besides the run's own metrics.jsonl."""
 
     log_every_steps: PositiveInt = 10
-    wandb: Literal["off"] = "off"
+    wandb: Literal["off", "offline", "online"] = "off"  # a copy for wandb, made beside the training
 
 
 class Experiment(Section):
@@ -202,7 +279,7 @@ class Experiment(Section):
 
     name: str = Field(pattern=NAME_PATTERN)
     seed: Seed = 0  # model and data, unless data.seed is given
-    precision: Literal["fp32", "bf16_autocast"]  # never chosen from the hardware
+    precision: Precision  # never chosen from the hardware
     data: DataSection
     model: ModelSection
     optim: OptimSection
@@ -292,7 +369,7 @@ def is_other_branch(loc: tuple[int | str, ...], value: Any) -> bool:  # noqa: AN
     branch = next((part for part in loc if part in UNION_BRANCHES), None)
     if branch is None or loc[-1] != branch:
         return False
-    return isinstance(value, dict) == (branch not in ("LrRule", "BatchRule"))
+    return isinstance(value, dict) == (branch not in RULES)
 
 
 def suggest_key(key: str, schema: type[BaseModel]) -> str:

@@ -5,15 +5,15 @@ A run's `what` fixes its results, and its hash is the id; the `how` may change b
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
-from harness.config import EngineSection, EvalSection, TrackSection
+from harness.config import EngineSection, EvalSection, Precision, TrackSection
 from harness.schedule import CooldownShape, Schedule, ScheduleKind
 from model.size import ModelConfig
 
-Role = Literal["grid", "repeat", "held_out"]
+Role = Literal["grid", "repeat", "held_out", "scratch"]
 
 
 class Record(BaseModel):
@@ -43,20 +43,21 @@ class DataRecord(Record):
 class Optim(Record):
     """The optimiser as resolved."""
 
-    kind: Literal["adamw"]
+    kind: Literal["adamw", "muon"]
     lr: float
     betas: tuple[float, float]
     eps: float
     weight_decay: float
     grad_clip: float | None
     global_batch_size: int
+    skip_spikes: bool | None = None
 
 
 class What(Record):
     """Everything that fixes a run's results, but for budgets under wsd."""
 
     model: ModelConfig
-    precision: Literal["fp32", "bf16_autocast"]
+    precision: Precision
     data_content_id: str
     seed: int
     data_seed: int
@@ -130,6 +131,11 @@ class RunRecord(Record):
     data: DataRecord
     cells: tuple[CellRecord, ...]
 
+    def with_engine(self, **changes: object) -> Self:
+        """Return the run with other values of [engine]: how it is trained, not what."""
+        engine = self.how.engine.model_copy(update=changes)
+        return self.model_copy(update={"how": self.how.model_copy(update={"engine": engine})})
+
     @property
     def n_trunk_steps(self) -> int:
         """The last branch point."""
@@ -147,6 +153,66 @@ class RunRecord(Record):
         return n_steps * self.tokens_per_step * self.cells[0].flops_per_token
 
 
+class Finding(Record):
+    """Something in a plan that could confound its study. `field` is a key of the plan or of the experiment file."""
+
+    severity: Literal["error", "warning"]
+    rule: str
+    field: str
+    cells: tuple[str, ...]
+    message: str  # names the first of the cells
+
+
+class StageForecast(Record):
+    """What a ZeRO stage would need at the largest micro-batch that fits; None where not one sequence does."""
+
+    zero_stage: int
+    micro_batch_size: int | None
+    state_bytes: float
+    peak_bytes: float
+    step_s: float | None
+    communication_s: float | None
+
+
+class SizeForecast(Record):
+    """What a step of one size needs on one rank, as planned, and under each ZeRO stage."""
+
+    size: str
+    n_params: int
+    global_batch_size: int
+    world_size: int
+    micro_batch_size: int  # as planned; where that does not fit, the largest that does
+    n_micro_steps: int
+    fits: bool
+    memory: dict[str, float]
+    compute_s: float
+    communication_s: float
+    step_s: float
+    stages: tuple[StageForecast, ...]
+
+
+class CellForecast(Record):
+    """What a cell takes: seconds in training steps on its path from step 0, and device-seconds that it adds to its run."""
+
+    cell_id: str
+    train_s: float
+    device_s: float
+
+
+class Forecast(Record):
+    """What a plan will take on a machine. Units: hours times devices, seconds, bytes; price as given per device-hour."""
+
+    basis: Literal["roofline", "probe"]
+    device: str
+    n_devices: int
+    device_hours: float
+    wall_s: float
+    disk_bytes: float
+    price: float | None
+    sizes: tuple[SizeForecast, ...]
+    cells: tuple[CellForecast, ...]
+
+
 class Plan(Record):
     """The frozen plan of an experiment."""
 
@@ -157,6 +223,8 @@ class Plan(Record):
     source: dict[str, Any]
     data: DataRecord
     runs: tuple[RunRecord, ...]
+    findings: tuple[Finding, ...] = ()  # what the lint warns of
+    forecast: Forecast | None = None
 
     @property
     def cells(self) -> tuple[CellRecord, ...]:

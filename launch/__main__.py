@@ -23,16 +23,29 @@ def submit(
     cluster: Annotated[str, typer.Option(help="A name of launch/clusters, or a TOML file.")] = "local",
     overrides: Overrides = None,
     runs_dir: RunsDir = Path("runs"),
+    max_device_hours: Annotated[
+        float, typer.Option(min=0.0, help="Ask before an experiment that is forecast to take more.")
+    ] = 100.0,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Plan an experiment and train all of it that is not finished. Ctrl-C saves and stops; submit again to go on."""
-    from harness.config import load_experiment
+    from harness.config import ConfigError, load_experiment
+    from harness.cost import describe_here, forecast_plan
+    from harness.outlook import confirm_cost
     from harness.plan import plan_experiment
     from harness.runs import write_plan
     from launch.cluster import load_cluster
     from launch.local import submit as submit_local
 
     place = load_cluster(cluster)
-    plan = plan_experiment(load_experiment(experiment, overrides))
+    loaded = load_experiment(experiment, overrides)
+    if loaded.data.on_paper is not None:
+        raise ConfigError(f"{experiment.name}: data.on_paper, there is nothing to train on; prepare data and give data.dir")
+    plan = forecast_plan(plan_experiment(loaded), place.machine or describe_here())
+    for finding in plan.findings:
+        print(f"warning: {finding.rule} ({finding.field}): {finding.message}")
+    assert plan.forecast is not None
+    confirm_cost(plan.forecast, max_device_hours, yes)
     sys.exit(submit_local(plan, write_plan(plan, runs_dir), place))
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from harness.config import ConfigError, Section, describe_fault, read_toml
+from harness.cost import Machine
 
 CLUSTERS_DIR = Path(__file__).parent / "clusters"
 
@@ -18,7 +19,13 @@ class Cluster(Section):
 
     scheduler: Literal["local"]
     slots: Literal["auto"] | int = Field(default="auto")
-    threads_per_slot: int = Field(default=1, ge=1)
+    threads_per_slot: Literal["all"] | int = Field(default=1)
+    machine: Machine | None = None  # for the forecast; None: this machine's cores
+
+    @property
+    def n_threads(self) -> int | None:
+        """CPU threads of a run, None where it may take every core."""
+        return None if self.threads_per_slot == "all" else self.threads_per_slot
 
 
 def load_cluster(name: str) -> Cluster:
@@ -37,6 +44,8 @@ def load_cluster(name: str) -> Cluster:
         raise ConfigError(f"{path.name}: {describe_fault(error, Cluster)}") from None
     if cluster.slots != "auto" and cluster.slots < 1:
         raise ConfigError(f'{path.name}: slots={cluster.slots}, no run could start; use "auto" or 1 and more')
+    if cluster.n_threads is not None and cluster.n_threads < 1:
+        raise ConfigError(f'{path.name}: threads_per_slot={cluster.n_threads}, is refused; use "all" or 1 and more')
     return cluster
 
 
@@ -57,4 +66,4 @@ def list_slots(cluster: Cluster) -> list[str | None]:
     if cluster.slots != "auto":
         return [gpus[index % len(gpus)] if gpus else None for index in range(cluster.slots)]
     n_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return list(gpus) or [None] * max(1, n_cpus // cluster.threads_per_slot)
+    return list(gpus) or [None] * max(1, n_cpus // (cluster.n_threads or n_cpus))

@@ -1,9 +1,7 @@
 """Run an experiment on this machine: longest runs first, one per slot, each a process that runs the code snapshot."""
 
 import contextlib
-import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -14,26 +12,14 @@ from types import FrameType
 from rich.console import Console
 from rich.live import Live
 
-from harness.attempt import RunBusyError, claim_attempt, write_outcome
+from harness.attempt import RunBusyError
 from harness.records import Plan, RunRecord
 from harness.runs import list_attempts, list_pending_cells, run_state, snapshot_code
 from launch.cluster import Cluster, list_slots
 from launch.progress import RunProgress, describe_counts, read_progress, render_line, render_page
+from launch.supervise import POLL_S, Place, Supervision, build_environment
 
-POLL_S = 0.5
 PLAIN_LINE_S = 10.0  # between lines where the output is not a terminal
-ENVIRONMENT = ("HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "TMPDIR", "TZ", "USER", "VIRTUAL_ENV")
-ENVIRONMENT_PREFIXES = ("HARNESS_", "TORCH_", "CUDA_", "NCCL_")
-
-
-@dataclass
-class Job:
-    """A run that this process started."""
-
-    run: RunRecord
-    attempt_dir: Path
-    process: subprocess.Popen[bytes]
-    slot: int
 
 
 @dataclass
@@ -44,15 +30,15 @@ class Local:
     plan: Plan
     code_dir: Path
     slots: list[str | None]
-    threads_per_slot: int
+    n_threads: int | None
     queue: list[RunRecord]
-    jobs: list[Job] = field(default_factory=list)
+    jobs: dict[int, Supervision] = field(default_factory=dict)  # by slot
     stopping: bool = False
 
     def hear_stop(self, _number: int, _frame: FrameType | None) -> None:
         """Pass a wish to stop on to the jobs, which save and end; a second one kills them."""
-        for job in self.jobs:
-            (job.process.kill if self.stopping else job.process.terminate)()
+        for job in self.jobs.values():
+            job.stop()
         self.stopping = True
 
 
@@ -67,7 +53,7 @@ def submit(plan: Plan, experiment_dir: Path, cluster: Cluster) -> int:
             plan,
             snapshot_code(experiment_dir),
             list_slots(cluster),
-            cluster.threads_per_slot,
+            cluster.n_threads,
             queue,
         )
         with listening(local):
@@ -110,7 +96,7 @@ def work(local: Local) -> None:
 
 def fill_slots(local: Local) -> None:
     """Start queued runs on free slots; one that another process is running waits at the end of the queue."""
-    for slot in sorted(set(range(len(local.slots))) - {job.slot for job in local.jobs}):
+    for slot in sorted(set(range(len(local.slots))) - set(local.jobs)):
         for _ in range(len(local.queue)):
             if local.stopping:
                 return
@@ -118,55 +104,31 @@ def fill_slots(local: Local) -> None:
             run_dir = local.experiment_dir / run.run_id
             if not list_pending_cells(run_dir, run):
                 continue  # another process has finished it meanwhile
+            job = Supervision(run_dir, run, describe_place(local, run, slot))
             try:
-                attempt_dir = claim_attempt(run_dir)
+                job.start()
             except RunBusyError:
                 local.queue.append(run)
                 continue
-            local.jobs.append(Job(run, attempt_dir, start_job(local, run_dir, attempt_dir, slot), slot))
+            local.jobs[slot] = job
             break
 
 
-def start_job(local: Local, run_dir: Path, attempt_dir: Path, slot: int) -> subprocess.Popen[bytes]:
-    """Start the training process of one attempt, with the code snapshot and an allow-listed environment."""
-    gpu, threads = local.slots[slot], str(local.threads_per_slot)
-    environment = {key: value for key, value in os.environ.items() if key in ENVIRONMENT or key.startswith(ENVIRONMENT_PREFIXES)}
-    environment |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
-    if gpu is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = gpu
-    command = [sys.executable, "-m", "harness.train", str(run_dir.resolve())]
-    command += ["--attempt-dir", str(attempt_dir.resolve()), "--parent-pid", str(os.getpid())]
-    with (attempt_dir / "log").open("ab") as log:
-        return subprocess.Popen(
-            command,
-            cwd=local.code_dir,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C reaches this process only, which passes it on
-        )
+def describe_place(local: Local, run: RunRecord, slot: int) -> Place:
+    """Return where a slot's run trains: the code snapshot, on this machine."""
+    environment = build_environment(local.n_threads, local.slots[slot])
+    return Place(local.code_dir, ranks_per_node=run.how.engine.world_size or 1, environment=environment)
 
 
 def reap(local: Local) -> None:
-    """Take ended jobs off their slots; one that left no outcome gets one that says how it died."""
-    for job in [job for job in local.jobs if job.process.poll() is not None]:
-        local.jobs.remove(job)
-        if not (job.attempt_dir / "outcome.json").exists():
-            reason = describe_death(job)
-            try:
-                write_outcome(job.attempt_dir, "failed", reason, None)
-            except OSError as error:  # the disk that failed the job
-                print(f"{job.run.run_id}: {reason}; its outcome cannot be recorded: {error}", file=sys.stderr)
-
-
-def describe_death(job: Job) -> str:
-    """Say why a process that left no record ended: its signal, or its status and last words."""
-    status = job.process.returncode
-    if status < 0:
-        return f"killed by {signal.Signals(-status).name}"
-    words = (job.attempt_dir / "log").read_text(errors="replace").strip().splitlines()[-1:]
-    return f"exit status {status}: {words[0] if words else 'no output'}"
+    """Move every job on, and take those that are over off their slots."""
+    for slot, job in list(local.jobs.items()):
+        try:
+            is_over = not job.poll()
+        except RunBusyError:  # it was to start again, and another process was quicker
+            is_over = True
+        if is_over:
+            del local.jobs[slot]
 
 
 def report_end(progress: list[RunProgress], experiment_dir: Path) -> int:

@@ -11,6 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from harness.console import format_seconds
 from harness.records import Plan, RunRecord
 from harness.runs import RunState, is_cell_done, list_attempts, run_state
 
@@ -104,13 +105,6 @@ def estimate_seconds_left(progress: list[RunProgress]) -> float | None:
     rate = sum(run.flops_per_s for run in progress)
     waiting = [run for run in progress if run.state.state in ("running", "planned", "preempted")]
     return sum(run.run.flops - run.flops_done for run in waiting) / rate if rate else None
-
-
-def format_seconds(seconds: float) -> str:
-    """Write a duration for people."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def render_line(progress: list[RunProgress]) -> str:

@@ -1,28 +1,23 @@
 """`python -m model`: look at sizes before training any."""
 
 import sys
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from model.ladder import PUBLISHED, Rung, format_count, iter_ladder, iter_rungs, parse_count, published_model
 from model.size import ModelConfig, SizeError, count_flops, count_params, list_flop_conventions, resolve_model
 
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__, rich_markup_mode=None)
 
-COLUMNS = (
-    "total",
-    "non-embedding",
-    "matmul",
-    "tokens emb.",
-    "positions",
-    "attention",
-    "MLP",
-    "norms",
-    "head",
-    "FLOPs/token",
-    "6N/exact",
-)
+COUNTS = ("total", "non-\nembedding", "matmul")
+COMPONENTS = ("token\nembedding", "positions", "attention", "MLP", "norms", "head")
+COSTS = ("FLOPs a\ntoken", "6N by\nexact")
+PIPE_WIDTH = 160  # where there is no terminal to say how wide it is
 
 
 @app.command()
@@ -59,7 +54,6 @@ def ladder(
         return
     rungs = list(iter_rungs(low, high, per_decade=per_decade, preset=preset, d_head=d_head, **text))
     print_sizes([(rung.config.size, rung.config) for rung in rungs], title, rungs)
-    print("nominal and off: non-embedding parameters asked for, and how far the nearest shape is from them")
 
 
 @app.command()
@@ -98,7 +92,7 @@ def print_components(name: str, config: ModelConfig) -> None:
     for component, (count, ahead, back) in rows.items():
         share = (ahead + back) / max(1, flops.flops_per_token)
         table.add_row(component, f"{count:,}", f"{count / params.n_params:.1%}", f"{ahead:,}", f"{back:,}", f"{share:.1%}")
-    print_table(table)
+    build_console().print(table)
 
 
 def print_conventions(config: ModelConfig) -> None:
@@ -114,35 +108,55 @@ def print_conventions(config: ModelConfig) -> None:
 
 
 def print_sizes(rows: list[tuple[str, ModelConfig]], title: str, rungs: list[Rung] | None = None) -> None:
-    """Print one line per model, led by what was asked for where something was."""
+    """Print one line per model, led by what was asked for where something was; the components where there is room."""
+    console = build_console()
+    table = build_sizes(rows, title, rungs, with_components=True)
+    needed = console.measure(table, options=console.options.update_width(1_000)).maximum
+    if needed > console.width:
+        table = build_sizes(rows, title, rungs, with_components=False)
+    console.print(table)
+    if rungs:
+        print("nominal, off: non-embedding parameters asked for, and how far the nearest shape is from them")
+    print("FLOPs a token: training, all matrices, the full square of attention scores, and the head; 6N: 6 x total")
+    if needed > console.width:
+        print(f"parameters by component: in a terminal of {needed} columns, or through a pipe")
+
+
+def build_sizes(rows: list[tuple[str, ModelConfig]], title: str, rungs: list[Rung] | None, with_components: bool) -> "Table":
+    """Return the table of sizes."""
+    from rich import box
     from rich.table import Table
 
-    table = Table(title=title, header_style="bold", title_justify="left")
+    table = Table(
+        title=title, header_style="bold", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
     for column in ("nominal", "off") if rungs else ():
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     table.add_column("size", no_wrap=True)
-    for column in COLUMNS:
-        table.add_column(column, justify="right")
+    for column in (*COUNTS, *(COMPONENTS if with_components else ()), *COSTS):
+        table.add_column(column, justify="right", no_wrap=True)
     for index, (name, config) in enumerate(rows):
         asked = (format_count(rungs[index].nominal), f"{rungs[index].off:+.1%}") if rungs else ()
-        table.add_row(*asked, name, *list_columns(config, exactly=len(rows) == 1))
-    print_table(table)
+        table.add_row(*asked, name, *list_columns(config, len(rows) == 1, with_components))
+    return table
 
 
-def list_columns(config: ModelConfig, exactly: bool) -> list[str]:
+def list_columns(config: ModelConfig, exactly: bool, with_components: bool) -> list[str]:
     """Return a model's counts as text."""
     params, flops = count_params(config), count_flops(config)
-    counts = [params.n_params, params.n_params_non_embedding, params.n_params_matmul, params.token_embedding, params.positions]
-    counts += [params.attention, params.mlp, params.norms, params.head, flops.flops_per_token]
-    written = [f"{count:,}" if exactly else format_count(count) for count in counts]
-    return [*written, f"{6 * params.n_params / flops.flops_per_token:.3f}"]
+    write = (lambda count: f"{count:,}") if exactly else format_count
+    written = [write(count) for count in (params.n_params, params.n_params_non_embedding, params.n_params_matmul)]
+    if with_components:
+        parts = (params.token_embedding, params.positions, params.attention, params.mlp, params.norms)
+        written += [*(write(count) for count in parts), "tied" if config.tied and not params.head else write(params.head)]
+    return [*written, write(flops.flops_per_token), f"{6 * params.n_params / flops.flops_per_token:.3f}"]
 
 
-def print_table(table: object) -> None:
-    """Print a table, wide enough where nobody's terminal says how wide."""
+def build_console() -> "Console":
+    """Return where tables are printed, wide enough where nobody's terminal says how wide."""
     from rich.console import Console
 
-    Console(width=None if sys.stdout.isatty() else 170).print(table)
+    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
 
 def main() -> None:

@@ -38,14 +38,16 @@ def draw_token(logits: Tensor, draw: Draw, generator: torch.Generator | None = N
     logits = logits.float()
     if draw.temperature == 0.0:
         return logits.argmax(dim=-1, keepdim=True)
-    logits = logits / draw.temperature
+    logits = (logits - logits.amax(dim=-1, keepdim=True)) / draw.temperature  # the likeliest at 0: none too large to hold
     if draw.top_k is not None and draw.top_k < logits.shape[-1]:
         logits = logits.masked_fill(logits < logits.topk(draw.top_k).values[:, -1:], -torch.inf)
     if draw.top_p is not None and draw.top_p < 1.0:
         ordered, order = logits.sort(dim=-1, descending=True)
-        before = F.softmax(ordered, dim=-1).cumsum(dim=-1) - F.softmax(ordered, dim=-1)  # probability of the likelier ones
-        is_out = (before >= draw.top_p).scatter(-1, order, before >= draw.top_p)
-        logits = logits.masked_fill(is_out, -torch.inf)
+        likely = F.softmax(ordered, dim=-1)
+        before = likely.cumsum(dim=-1) - likely  # probability of the likelier ones
+        is_out = before >= draw.top_p
+        is_out[:, 0] = False  # the likeliest stays, whatever top_p is
+        logits = logits.masked_fill(is_out.scatter(-1, order, is_out), -torch.inf)
     return torch.multinomial(F.softmax(logits, dim=-1), num_samples=1, generator=generator)
 
 

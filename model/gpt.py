@@ -9,17 +9,14 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from model.attention import RMS_EPS, CausalSelfAttention, KeyValueCache, build_rotation
 from model.generate import Draw, iter_tokens
-from model.parametrization import find_role, scale_init, scale_output, scale_residual
+from model.head import LARGE_VOCAB, Head
+from model.parametrization import find_role, scale_init, scale_residual
 from model.size import ModelConfig
 
 ACTIVATIONS = {"relu": nn.ReLU(), "gelu": nn.GELU(), "gelu_tanh": nn.GELU(approximate="tanh")}
-
-LARGE_VOCAB = 16_384  # from here on the logits of a batch are what fills a GPU's memory
-CHUNK_LOGITS = 2**27  # logits at a time: half a GiB in float32
 
 
 class MLP(nn.Module):
@@ -78,7 +75,7 @@ class GPT(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.config, self.output_scale = config, scale_output(config)
+        self.config = config
         self.token_embedding = nn.Embedding(config.n_vocab_rows, config.d_model)
         if config.positions == "learned":
             self.position_embedding = nn.Embedding(config.seq_len, config.d_model)
@@ -86,7 +83,7 @@ class GPT(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = build_norm(config)
-        self.head = nn.Linear(config.d_model, config.n_vocab_rows, bias=config.head_bias)
+        self.head = Head(config)
         if config.tied:
             self.head.weight = self.token_embedding.weight
         self.init_weights()
@@ -122,45 +119,20 @@ class GPT(nn.Module):
             x = block(x, rotation, caches[index] if caches else None)
         return self.norm(x)  # type: ignore[no-any-return]
 
-    def predict(self, x: Tensor) -> Tensor:
-        """Map what `encode` returns to logits over the vocabulary, the rows of padding cut off."""
-        logits = self.head(x)
-        if self.output_scale != 1.0:
-            logits = logits * self.output_scale
-        return logits[..., : self.config.vocab_size]  # type: ignore[no-any-return]
-
     def forward(self, ids: Tensor, targets: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
         """Predict the next token at every position.
 
         Shapes: ids and targets (B, T) int64, T at most seq_len; logits (B, T, V); loss a scalar.
         Units: loss in nats per token, the mean over B x T, computed in fp32.
-        Note: with targets, a large vocabulary and a GPU there are no logits to return.
+        Note: with targets and a large vocabulary there are no logits to return.
         """
         x = self.encode(ids)
+        if targets is not None and self.config.vocab_size >= LARGE_VOCAB:
+            return None, self.head(x, targets)
+        logits = self.head(x)
         if targets is None:
-            return self.predict(x), None
-        if x.device.type == "cuda" and self.config.vocab_size >= LARGE_VOCAB:
-            return None, self.score_in_chunks(x, targets)
-        logits = self.predict(x)
+            return logits, None
         return logits, F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
-
-    def score_in_chunks(self, x: Tensor, targets: Tensor, chunk_logits: int = CHUNK_LOGITS) -> Tensor:
-        """Return the mean loss without ever holding the logits of the whole batch: each chunk's are computed again backwards.
-
-        Shapes: x (B, T, C), targets (B, T).
-        Note: a third more work in the head for its memory. On a CPU it was slower than plain (373 against 522 ms), so not there.
-        """
-        rows, wanted = x.flatten(0, 1), targets.flatten()
-        size = max(1, chunk_logits // self.config.n_vocab_rows)
-        losses = [
-            checkpoint(self.score_rows, *chunk, use_reentrant=False, preserve_rng_state=False)
-            for chunk in zip(torch.split(rows, size), torch.split(wanted, size), strict=True)
-        ]
-        return torch.stack(losses).sum() / len(wanted)
-
-    def score_rows(self, x: Tensor, targets: Tensor) -> Tensor:
-        """Return the summed loss of some positions. Shapes: x (n, C), targets (n,)."""
-        return F.cross_entropy(self.predict(x).float(), targets, reduction="sum")
 
     def build_caches(self) -> list[KeyValueCache]:
         """Return an empty memory for each block."""
@@ -168,7 +140,7 @@ class GPT(nn.Module):
 
     def predict_next(self, ids: Tensor, caches: list[KeyValueCache] | None = None) -> Tensor:
         """Return the logits of the token that follows. Shapes: (B, T) -> (B, V)."""
-        return self.predict(self.encode(ids, caches)[:, -1])
+        return self.head(self.encode(ids, caches)[:, -1])  # type: ignore[no-any-return]
 
     def generate(
         self,

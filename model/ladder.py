@@ -19,7 +19,8 @@ PUBLISHED: dict[str, tuple[str, int, int, int, int, int]] = {
 
 # A shape that is nearest to a count keeps d_model / n_layer in this range; published GPTs have 33 (1.5B) to 128 (175B).
 ASPECTS = (32.0, 128.0)
-NEAR = 0.05  # among shapes this near to the count, the one whose aspect is nearest to the target is taken
+NEAR = 0.03  # nearer to the count than this is near enough
+TENTH = 0.1  # beyond, this far from the count weighs as much as an aspect twice or half the usual one
 MAX_LAYERS = 160
 
 
@@ -107,7 +108,8 @@ def iter_rungs(
 def find_nearest(count: float, *, preset: str, d_head: int | None, vocab_size: int, seq_len: int) -> ModelConfig:
     """Return the shape nearest to `count` parameters outside the embeddings, with an aspect in `ASPECTS`.
 
-    Of the shapes within `NEAR`, the one whose aspect is nearest to a target that grows with size as published models' does.
+    Of the shapes within `NEAR`, the one whose aspect is nearest to a target that grows with size as published models' does;
+    a shape farther off must have a so much better aspect (`TENTH`).
 
     Raises:
         SizeError: no shape has an aspect in the range.
@@ -126,16 +128,16 @@ def find_nearest(count: float, *, preset: str, d_head: int | None, vocab_size: i
             f"{ASPECTS[1]:g}; use another d_head"
         )
 
-    def rank(config: ModelConfig) -> tuple[float, float]:
+    def strangeness(config: ModelConfig) -> float:
         off = abs(math.log(count_params(config).n_params_non_embedding / count))
-        return max(off, NEAR), abs(math.log(config.d_model / config.n_layer / target))
+        return max(0.0, off - NEAR) / TENTH + abs(math.log2(config.d_model / config.n_layer / target))
 
-    return min(candidates, key=rank)
+    return min(candidates, key=strangeness)
 
 
 def choose_d_head(count: float) -> int:
-    """Return the usual width of a head at a size: 16 for toys, 64 as in GPT-2, 128 from a billion on as in GPT-3."""
-    return next(d_head for limit, d_head in ((1e6, 16), (1e7, 32), (1e9, 64), (math.inf, 128)) if count < limit)
+    """Return the usual width of a head at a size: 8 and 16 for toys, 64 as in GPT-2, 128 from a billion on as in GPT-3."""
+    return next(d_head for limit, d_head in ((1e5, 8), (1e6, 16), (1e7, 32), (1e9, 64), (math.inf, 128)) if count < limit)
 
 
 def choose_aspect(count: float) -> float:

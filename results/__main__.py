@@ -11,6 +11,7 @@ from harness.config import ConfigError, run_command_line
 if TYPE_CHECKING:
     import pandas as pd
 
+    from harness.records import Plan
     from results.laws import Law
     from results.study import Study
 
@@ -140,7 +141,7 @@ def plot(source: Source, runs_dir: RunsDir = Path("runs"), params: Params = "tot
     from results.transfer import COORDINATES, has_sweep, load_coordinates, plot_coordinates, plot_transfer
 
     if (source / COORDINATES).is_file():
-        for path in write_pictures([plot_coordinates(load_coordinates(source))], source):
+        for path in write_pictures([plot_coordinates(*load_coordinates(source))], source):
             print(path)
         return
     experiment_dir = find_experiment(source, runs_dir)
@@ -173,6 +174,18 @@ def transfer(source: Source, runs_dir: RunsDir = Path("runs")) -> None:
 
 
 @app.command()
+def baseline(source: Source, runs_dir: RunsDir = Path("runs")) -> None:
+    """Print a baseline's loss beside the video's and nanoGPT's."""
+    from results.baseline import render_baseline
+    from results.table import load_cells, write_table
+
+    experiment_dir = find_experiment(source, runs_dir)
+    cells = load_cells(experiment_dir)
+    write_table(cells, experiment_dir / "results")
+    print(render_baseline(cells))
+
+
+@app.command()
 def staircase(source: Source, runs_dir: RunsDir = Path("runs")) -> None:
     """Print the loss of the video's stages beside the video's values, and write staircase.md."""
     from results.staircase import list_steps, render_staircase, write_staircase
@@ -184,6 +197,60 @@ def staircase(source: Source, runs_dir: RunsDir = Path("runs")) -> None:
     write_table(cells, experiment_dir / "results")
     print(render_staircase(steps))
     print(f"\nwritten to {write_staircase(steps, experiment_dir / 'results')}")
+
+
+@app.command()
+def preflight(
+    source: Source,
+    runs_dir: RunsDir = Path("runs"),
+    flops: Annotated[
+        float | None, typer.Option(min=1.0, help="Compute whose best size is asked for; by default 10 x the grid's.")
+    ] = None,
+    prior: Annotated[Path | None, typer.Option(help="fit.json of an earlier study, as the law to draw from.")] = None,
+    studies: Annotated[int, typer.Option(min=20, help="Synthetic studies.")] = 300,
+    sigma: Annotated[float, typer.Option(min=1e-6, help="Noise of ln L from luck alone.")] = 0.004,
+    shared: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of its variance that cells of one trunk have in common.")
+    ] = 0.5,
+) -> None:
+    """Before training: draw losses on this grid, fit them, and say what it will and will not answer."""
+    from results.preflight import choose_prior, load_prior, read_grid, render_preflight, run_preflight
+
+    plan = read_plan(source, runs_dir)
+    grid = read_grid(plan)
+    law = load_prior(prior) if prior else choose_prior(grid, plan.data.vocab_size)
+    found = run_preflight(law, grid, flops or 10 * float(grid.flops.max()), n_studies=studies, sigma=sigma, shared=shared)
+    print(render_preflight(plan.experiment, found, grid, sigma, shared, studies))
+
+
+@app.command()
+def suggest(
+    source: Source,
+    flops: Annotated[float, typer.Option(min=1.0, help="Training FLOPs to spend.")],
+    runs_dir: RunsDir = Path("runs"),
+    target: Annotated[str, typer.Option(help="optimum, loss or exponent.")] = "optimum",
+    at: Annotated[
+        float | None, typer.Option(min=1.0, help="The compute that the target is about; by default 10 x the grid's.")
+    ] = None,
+    prior: Annotated[
+        Path | None, typer.Option(help="fit.json whose law is believed; by default this experiment's, else a published one.")
+    ] = None,
+    cells: Annotated[int, typer.Option(min=1, help="At most so many.")] = 12,
+    write: Annotated[Path | None, typer.Option(help="Write the cells as TOML.")] = None,
+) -> None:
+    """Propose the cells that shrink the interval of a target most per FLOP, beside those planned."""
+    from results.preflight import choose_prior, load_prior, read_grid
+    from results.suggest import render_suggestion, render_toml, suggest_cells
+
+    plan = read_plan(source, runs_dir)
+    grid, fitted = read_grid(plan), find_experiment(source, runs_dir) / "results" / "fit.json"
+    path = prior or (fitted if fitted.exists() else None)
+    law = load_prior(path) if path else choose_prior(grid, plan.data.vocab_size)
+    found = suggest_cells(plan, law, flops, target, at or 10 * float(grid.flops.max()), at_most=cells)
+    print(f"law: {path or 'published exponents'}\n{render_suggestion(found, flops)}")
+    if write:
+        write.write_text(render_toml(found, plan), encoding="utf-8")
+        print(f"written to {write}")
 
 
 @app.command()
@@ -245,6 +312,18 @@ def coverage(
         print(path)
 
 
+@app.command()
+def lessons(
+    to: Annotated[Path, typer.Option(help="Folder for README.md and its figures.")],
+    fixtures: Annotated[Path, typer.Option(envvar="HARNESS_FIXTURES", help="The folder of published points.")],
+) -> None:
+    """Compute what published data sets teach about fits, and write the page with its figures."""
+    from results.lessons import write_lessons
+
+    for path in write_lessons(fixtures, to):
+        print(path)
+
+
 def find_experiment(source: Path, runs_dir: Path) -> Path:
     """Return an experiment's folder from its file or from itself.
 
@@ -259,6 +338,15 @@ def find_experiment(source: Path, runs_dir: Path) -> Path:
     if source.is_dir():
         return source
     raise ConfigError(f"{source}: is neither an experiment file (*.toml) nor a folder; give one of them")
+
+
+def read_plan(source: Path, runs_dir: Path) -> "Plan":
+    """Plan an experiment file anew, or read the frozen plan of a folder."""
+    from harness.config import load_experiment
+    from harness.plan import plan_experiment
+    from harness.runs import load_plan
+
+    return plan_experiment(load_experiment(source)) if source.suffix == ".toml" else load_plan(find_experiment(source, runs_dir))
 
 
 def find_law(name: str) -> "Law":

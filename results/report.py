@@ -23,6 +23,7 @@ from results.claims import (
     list_excluded,
     render_summary,
 )
+from results.hindsight import compare_forecast, compare_scratch, list_doubts
 from results.page import render_method
 from results.plot import Picture
 from results.study import CONVENTIONS, LEGEND, LOSSES, Study
@@ -111,6 +112,8 @@ def collect_facts(study: Study, plan: Plan, cost: Cost, pictures: Sequence[Pictu
         "n_cells": len(cells),
         "excluded": list_excluded(cells),
         "n_repeating": int((cells["epochs"] > 1).sum()),
+        "doubts": list_doubts(plan),
+        "hindsight": [*compare_forecast(plan, cells), *compare_scratch(cells)],
         "seed_noise": describe_seed_noise(study),
         "data": describe_data(plan),
         "environment": describe_environment(cells),

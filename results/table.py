@@ -224,6 +224,8 @@ def explain_exclusion(row: dict[Hashable, Any], metric_id: str) -> str:
         return f"another metric: {row['metric_id']}, while most cells have {metric_id}"
     if row["role"] == "held_out":
         return HELD_OUT
+    if row["role"] == "scratch":
+        return "from scratch: trained to be compared with its branch, never fitted"
     return ""
 
 

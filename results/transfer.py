@@ -16,6 +16,7 @@ from results.plot import STYLE, Picture, pick_shades
 
 PANELS = ("standard", "mup")
 COORDINATES = "coordinate_check.json"
+DRAWN = ("first attention", "stream", "logits")  # of the activations that are checked
 
 
 @dataclass(frozen=True)
@@ -30,53 +31,49 @@ class Optimum:
     at_edge: bool
 
 
-def load_coordinates(folder: Path) -> pd.DataFrame:
-    """Read what `harness verify width` wrote, averaged over seeds.
+def load_coordinates(folder: Path) -> tuple[str, pd.DataFrame]:
+    """Read what `harness verify` wrote: what grows, d_model or n_layer, and the changes averaged over seeds.
 
     Raises:
         ConfigError: it is not a coordinate check.
     """
     facts = read_json(folder / COORDINATES)
-    if not isinstance(facts, dict) or facts.get("format") != "scaling-harness-coordinates":
+    if not isinstance(facts, dict) or facts.get("format") != "scaling-harness-coordinates" or "axis" not in facts:
         raise ConfigError(f"{folder / COORDINATES}: is not a coordinate check; run python -m harness verify width again")
-    rows = pd.DataFrame(facts["rows"])
-    return rows.groupby(["parametrization", "activation", "step", "d_model"])[["change"]].mean().reset_index()
+    axis, rows = str(facts["axis"]), pd.DataFrame(facts["rows"])
+    return axis, rows.groupby(["parametrization", "activation", "step", axis])[["change"]].mean().reset_index()
 
 
-def plot_coordinates(changes: pd.DataFrame) -> Picture:
-    """Draw how far each activation moved, against width, one line a step, for standard and mup."""
-    names = ["logits", *sorted(name for name in changes["activation"].unique() if name != "logits")][:3]
+def plot_coordinates(axis: str, changes: pd.DataFrame) -> Picture:
+    """Draw how far activations moved, against width or depth, one line a step, for standard and mup."""
     steps = sorted(changes["step"].unique())
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 4.4))
-        grid = figure.subplots(2, len(names), sharex=True, sharey="col", squeeze=False)
+        grid = figure.subplots(2, len(DRAWN), sharex=True, sharey="col", squeeze=False)
         for row, parametrization in enumerate(PANELS):
-            for column, name in enumerate(names):
+            for column, name in enumerate(DRAWN):
                 axes = grid[row][column]
+                drawn = changes[(changes["parametrization"] == parametrization) & (changes["activation"] == name)]
                 for step, shade in zip(steps, pick_shades(len(steps)), strict=True):
-                    line = changes[
-                        (changes["parametrization"] == parametrization)
-                        & (changes["activation"] == name)
-                        & (changes["step"] == step)
-                    ].sort_values("d_model")
-                    axes.plot(line["d_model"], line["change"], "o-", color=shade, markersize=3)
-                finish_width_axis(axes, sorted(changes["d_model"].unique()))
+                    line = drawn[drawn["step"] == step].sort_values(axis)
+                    axes.plot(line[axis], line["change"], "o-", color=shade, markersize=3)
+                finish_size_axis(axes, sorted(changes[axis].unique()))
                 axes.set_title(name if row == 0 else "", fontsize=9)
                 if row == 1:
-                    axes.set_xlabel("d_model")
+                    axes.set_xlabel(axis)
             grid[row][0].set_ylabel(f"{parametrization}: RMS change")
     caption = (
-        f"How far activations moved from where they began, after steps {steps[0]} (light) to {steps[-1]} (dark), against width. "
-        "Flat under mup, growing under the standard parametrization."
+        f"How far activations moved from where they began, after steps {steps[0]} (light) to {steps[-1]} (dark), against {axis}: "
+        "what the first attention gives, what leaves the last block, the logits. Flat is what lets a learning rate carry over."
     )
     return Picture("coordinate_check", "Coordinate check", figure, caption)
 
 
-def finish_width_axis(axes: Any, widths: list[int]) -> None:  # noqa: ANN401 - matplotlib's axes
-    """Make both axes logarithmic, with the widths as ticks."""
+def finish_size_axis(axes: Any, sizes: list[int]) -> None:  # noqa: ANN401 - matplotlib's axes
+    """Make both axes logarithmic, with the sizes as ticks."""
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_xticks(widths, [str(width) for width in widths])
+    axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_minor_formatter(NullFormatter())
 
@@ -144,7 +141,7 @@ def plot_transfer(cells: pd.DataFrame) -> Picture:
         low = float(sweep["val_loss"].min())
         panels[0].set_ylim(low - 0.02, low + 1.0)
         panels[0].set_ylabel("validation loss (nats per token)")
-        panels[1].legend(title="d_model", frameon=False, loc="upper left")
+        panels[1].legend(title="d_model", frameon=False, loc="upper center")
     caption = "Validation loss against learning rate at each width; triangles: optima, by a parabola through the lowest three."
     return Picture("width_transfer", "Transfer across widths", figure, caption)
 

@@ -1,28 +1,17 @@
-"""One start of a run: of two claims one fails, a wish to stop is heard, every ending has its name."""
+"""One start of a run: of two claims one fails, the later holds the lease, ranks show where they are, a wish is heard."""
 
-import errno
-import json
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
-from data_prep.shards import DataError
-from harness.attempt import (
-    DivergedError,
-    Ending,
-    RunBusyError,
-    StoppedError,
-    StopWish,
-    claim_attempt,
-    write_outcome,
-)
-from harness.config import ConfigError
-
-
-class OutOfMemoryError(RuntimeError):
-    """Named as torch's."""
+from harness.attempt import Heart, RunBusyError, StopWish, claim_attempt, holds_lease
+from harness.ending import read_heartbeat, write_outcome
 
 
 def test_a_live_attempt_keeps_others_out(tmp_path: Path) -> None:
@@ -40,69 +29,83 @@ def test_of_two_claims_at_once_one_fails(tmp_path: Path, monkeypatch: pytest.Mon
         claim_attempt(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("error", "state", "status"),
-    [
-        (None, "done", 0),
-        (StoppedError("signal SIGTERM"), "preempted", 0),
-        (DivergedError("loss nan"), "diverged", 1),
-        (ConfigError("optim.lr=0, x"), "failed", 2),
-        (DataError("shard gone"), "failed", 2),
-        (MemoryError(), "oom", 1),
-        (OutOfMemoryError("CUDA out of memory"), "oom", 1),
-        (OSError(errno.ENOSPC, "No space left on device"), "disk_full", 1),
-        (OSError(errno.EDQUOT, "Quota exceeded"), "disk_full", 1),
-        (OSError(errno.EIO, "I/O error"), "failed", 1),
-        (ZeroDivisionError("division"), "failed", 1),
-    ],
-)
-def test_every_ending_has_its_record(tmp_path: Path, error: Exception | None, state: str, status: int) -> None:
-    with Ending(tmp_path) as ending:
-        ending.watch(lambda: 7)
-        if error is not None:
-            raise error
-    outcome = json.loads((tmp_path / "outcome.json").read_text())
-    assert (outcome["state"], outcome["step"], ending.status) == (state, 7, status)
-    assert "\n" not in outcome["reason"]
-    assert (outcome["error"] is None) == (error is None)
+def test_a_later_claim_takes_the_lease_and_sweeps_what_was_staged(tmp_path: Path) -> None:
+    first = claim_attempt(tmp_path)
+    staging = [tmp_path / place / ".staging-x" for place in ("checkpoints", "cells/c", "cells/c/checkpoints")]
+    for folder in staging:
+        folder.mkdir(parents=True)
+    second = claim_attempt(tmp_path, take_over=True)
+    assert (holds_lease(first), holds_lease(second)) == (False, True)
+    assert not any(folder.exists() for folder in staging)
+    wish = StopWish(first)
+    assert wish.look()
+    assert wish.reason == "a later attempt has taken this run over"
 
 
-def test_a_full_disk_is_known_under_the_error_that_torch_raises_over_it(tmp_path: Path) -> None:
-    with Ending(tmp_path):
-        try:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        except OSError:
-            raise RuntimeError("unexpected pos 29760 vs 29712")  # noqa: B904 - as torch.save does
-    outcome = json.loads((tmp_path / "outcome.json").read_text())
-    assert outcome["state"] == "disk_full"
-    assert "No space left on device; the last checkpoint stands" in outcome["reason"]
-
-
-def test_an_exit_from_outside_leaves_no_outcome(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit), Ending(tmp_path):
-        raise SystemExit(3)
-    assert not (tmp_path / "outcome.json").exists()
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
-def test_the_first_signal_is_a_wish_and_the_second_is_not_ours(tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP])
+def test_a_signal_is_a_wish_however_often_it_arrives_at_once(tmp_path: Path, number: signal.Signals) -> None:
     before = signal.getsignal(number)
-    wish = StopWish(tmp_path)
+    wish = StopWish(claim_attempt(tmp_path))
     with wish.listening():
         assert not wish.look()
-        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)  # to the group, and again from torchrun's agent
+        os.kill(os.getpid(), signal.SIGTERM)
         assert wish.look()
         assert wish.reason == f"signal {number.name}"
-        assert signal.getsignal(number) is signal.SIG_DFL
     assert signal.getsignal(number) is before
 
 
+def test_a_second_signal_ends_the_process_wherever_it_is(tmp_path: Path) -> None:
+    """Also inside a call that never returns to Python: a lock stands for a collective whose peer is gone."""
+    code = (
+        "import sys, threading; sys.path.insert(0, sys.argv[1])\n"
+        "from harness import attempt\n"
+        "attempt.SAME_WISH_S = 0.2\n"
+        "with attempt.StopWish().listening():\n"
+        "    print('ready', flush=True)\n"
+        "    lock = threading.Lock(); lock.acquire()\n"
+        "    import ctypes; ctypes.CDLL(None).pause(); ctypes.CDLL(None).pause(); ctypes.CDLL(None).sleep(60)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(ROOT)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    assert process.poll() is None, "the first is a wish"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=10) == 128 + signal.SIGTERM
+    process.stdout.close()
+
+
 def test_the_stop_file_and_a_lost_parent_are_heard(tmp_path: Path) -> None:
-    (tmp_path / "stop_requested").touch()
-    wish = StopWish(tmp_path)
+    attempt_dir = claim_attempt(tmp_path)
+    (attempt_dir / "stop_requested").touch()
+    wish = StopWish(attempt_dir)
     assert wish.look()
     assert wish.reason == "stop file"
-    assert (tmp_path / "heartbeat-0").exists()
-    orphan = StopWish(tmp_path / "other", parent_pid=1)
-    (tmp_path / "other").mkdir()
-    assert orphan.look() == (os.getppid() != 1)
+    gone = subprocess.Popen([sys.executable, "-c", "pass"])
+    gone.wait()
+    assert StopWish(parent_pid=gone.pid).look()
+    assert not StopWish(parent_pid=os.getpid()).look()
+
+
+def test_a_rank_says_where_it_is_and_where_it_hangs(tmp_path: Path) -> None:
+    heart = Heart(tmp_path, 3, hang_after_s=0.2)
+    heart.beat("step", 7)
+    heart.beat("step", 8)
+    beat = read_heartbeat(tmp_path / "heartbeat-3")
+    assert beat is not None
+    assert (beat["pid"], beat["phase"], beat["step"]) == (os.getpid(), "step", 7), "once a second within a phase"
+    heart.beat("save", 8)
+    assert (read_heartbeat(tmp_path / "heartbeat-3") or {})["phase"] == "save"
+    time.sleep(1.0)
+    heart.stop()
+    assert "test_a_rank_says_where_it_is" in (tmp_path / "stacks-3").read_text()
+
+
+def test_a_rank_that_never_hung_leaves_no_stacks(tmp_path: Path) -> None:
+    heart = Heart(tmp_path, 0, hang_after_s=60)
+    heart.beat("start", 0)
+    heart.stop()
+    assert [path.name for path in tmp_path.iterdir()] == ["heartbeat-0"]

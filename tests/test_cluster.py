@@ -30,7 +30,7 @@ def test_faults_are_named(tmp_path: Path, text: str, expected: str) -> None:
 
 
 def test_an_unknown_name_lists_the_known() -> None:
-    with pytest.raises(ConfigError, match=r"--cluster=nowhere, there is no nowhere\.toml; use one of local"):
+    with pytest.raises(ConfigError, match=r"--cluster=nowhere, there is no nowhere\.toml; use one of alone, local"):
         load_cluster("nowhere")
 
 
@@ -39,6 +39,8 @@ def test_slots_follow_gpus_and_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     n_cpus = len(os.sched_getaffinity(0))
     assert list_slots(Cluster(scheduler="local")) == [None] * n_cpus
     assert list_slots(Cluster(scheduler="local", threads_per_slot=10_000)) == [None]
+    alone = load_cluster("alone")
+    assert (list_slots(alone), alone.n_threads) == ([None], None), "one run with every core"
     assert list_slots(Cluster(scheduler="local", slots=3)) == [None] * 3
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
     assert list_gpus() == ["2", "5"]

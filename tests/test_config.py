@@ -43,7 +43,7 @@ def with_key(data_dir: Path, key: str, value: object) -> dict[str, Any]:
         ("name", "a\nb", "is not a name"),
         ("name", "-rf", "is not a name"),
         ("name", "x" * 65, "is not a name"),
-        ("engine.kind", "deepspeed", "engine.kind='deepspeed', is refused"),
+        ("engine.kind", "jax", "engine.kind='jax', is refused"),
         ("schedule.kind", "constant", "has no cooldown"),
         ("grid.flops", [1e9], "has tokens and flops; give exactly one of"),
         ("grid.sizes", [], "grid.sizes=[], is refused"),
@@ -99,4 +99,4 @@ def test_every_shipped_experiment_parses_and_keys_stay_few() -> None:
     for path in files:
         assert load_experiment(path).name == path.stem
         tomllib.loads(path.read_text())
-    assert len(list_keys(Experiment)) <= 70
+    assert len(list_keys(Experiment)) <= 80

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import ROOT, plan_into, read_summaries
 
-from harness.config import ConfigError
+from harness.config import ConfigError, EngineSection
 from harness.distributed import Ranks, describe_machine, join_ranks
 from harness.runs import iter_metrics
 from harness.train import run_attempt
@@ -52,7 +52,7 @@ def test_a_missing_device_is_named() -> None:
 
 
 def test_the_machine_is_described_without_a_host_name() -> None:
-    facts = describe_machine(Ranks(0, 1, torch.device("cpu")))
+    facts = describe_machine(Ranks(0, 1, torch.device("cpu")), EngineSection())
     assert facts["torch_version"] == torch.__version__
     assert facts["n_threads"] == torch.get_num_threads()
     assert os.uname().nodename not in map(str, facts.values())

@@ -25,7 +25,7 @@ def draw(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_weight_decay_spares_norms_and_biases(data_dir: Path, tmp_path: Path) -> None:
     engine = build(data_dir, tmp_path, model={"preset": "gpt2"})
-    decayed, spared = engine.optimizer.param_groups
+    decayed, spared = engine.optimizers[0].param_groups
     assert {p.dim() for p in decayed["params"]} == {2}
     assert {p.dim() for p in spared["params"]} == {1}
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
@@ -81,3 +81,76 @@ def test_bf16_autocast_keeps_fp32_weights_and_gradients(data_dir: Path, tmp_path
     assert {p.dtype for p in engine.model.parameters()} == {p.grad.dtype for p in engine.model.parameters()} == {torch.float32}
     with engine.autocast():
         assert engine.model(draw()[0])[0].dtype == torch.bfloat16
+
+
+MUON = {"lr": 3e-3, "global_batch_size": 8, "kind": "muon"}
+
+
+def test_muon_takes_hidden_matrices_and_adamw_the_rest(data_dir: Path, tmp_path: Path) -> None:
+    engine = build(data_dir, tmp_path, model={"preset": "gpt2"}, optim=MUON)
+    muon, adamw = engine.optimizers
+    names = {id(p): name for name, p in engine.model.named_parameters()}
+    taken = {names[id(p)] for group in muon.param_groups for p in group["params"]}
+    assert taken == {
+        name for name in names.values() if name.startswith("blocks") and name.endswith("weight") and "norm" not in name
+    }
+    assert len(taken) + sum(len(group["params"]) for group in adamw.param_groups) == len(names)
+    before = {name: p.detach().clone() for name, p in engine.model.named_parameters()}
+    losses = []
+    for _ in range(20):
+        losses.append(float(engine.backward(*draw(), micro_step=0, n_micro_steps=1)))
+        engine.clip()
+        engine.step(3e-3)
+    assert losses[-1] < losses[0] - 0.1
+    assert all(not torch.equal(p, before[name]) for name, p in engine.model.named_parameters())
+
+
+@pytest.mark.parametrize("optim", [MUON, {**MUON, "kind": "adamw"}])
+def test_state_written_and_read_goes_on_bit_equal(data_dir: Path, tmp_path: Path, optim: dict[str, object]) -> None:
+    engine = build(data_dir, tmp_path / "a", optim=optim)
+    advance(engine, 3)
+    (tmp_path / "state").mkdir()
+    engine.write_state(tmp_path / "state")
+    other = build(data_dir, tmp_path / "b", optim=optim, seed=1)
+    other.read_state(tmp_path / "state")
+    for one in (engine, other):
+        advance(one, 3)
+    assert all(torch.equal(p, q) for p, q in zip(engine.model.parameters(), other.model.parameters(), strict=True))
+
+
+def advance(engine: TorchEngine, n_steps: int) -> None:
+    for step in range(n_steps):
+        engine.backward(*draw(step), micro_step=0, n_micro_steps=1)
+        engine.clip()
+        engine.step(1e-3)
+
+
+def test_a_skipped_step_changes_nothing_and_is_counted(data_dir: Path, tmp_path: Path) -> None:
+    engine, calm = build(data_dir, tmp_path), build(data_dir, tmp_path)
+    engine.backward(*draw(7), micro_step=0, n_micro_steps=1)
+    engine.skip()
+    for one in (engine, calm):
+        advance(one, 2)
+    assert (engine.skipped_steps, calm.skipped_steps) == (1, 0)
+    assert all(torch.equal(p, q) for p, q in zip(engine.model.parameters(), calm.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("preset", ["nanogpt", "video"])
+def test_activation_checkpointing_changes_memory_only(data_dir: Path, tmp_path: Path, preset: str) -> None:
+    """With dropout, so that the masks drawn again are the ones drawn before."""
+    model = {"preset": preset, "dropout": 0.2}
+    plain = build(data_dir, tmp_path / "a", model=model)
+    thrifty = build(data_dir, tmp_path / "b", model=model, engine={"device": "cpu", "activation_checkpointing": True})
+    saved = []
+    for engine in (plain, thrifty):
+        seed_step(0, 0, 0)
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: s.append(t.numel()) or t, lambda t: t):
+            engine.module(*draw())
+        saved.append(sum(sizes))
+        seed_step(0, 0, 0)
+        engine.backward(*draw(), micro_step=0, n_micro_steps=1)
+    assert saved[1] < 0.6 * saved[0]
+    for one, other in zip(plain.model.parameters(), thrifty.model.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=0, atol=0)
+    assert plain.model.state_dict().keys() == thrifty.model.state_dict().keys()

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.attempt import claim_attempt, write_outcome
+from harness.attempt import claim_attempt
+from harness.ending import write_outcome
 from harness.runs import find_cell_dir, list_attempts, load_plan, write_json
 from launch.cluster import Cluster
 from launch.local import Job, Local, describe_death, fill_slots, reap, submit

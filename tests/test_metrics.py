@@ -5,8 +5,11 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
+from harness import metrics as metrics_module
 from harness.checkpoint import TrainState
+from harness.devices import Devices
 from harness.metrics import MetricsWriter, StepWindow, convert_to_bpb
 from harness.runs import load_plan
 
@@ -29,18 +32,43 @@ def test_ranks_without_a_folder_write_nothing(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out == ""
 
 
-def test_a_window_averages_its_steps_and_begins_anew(tiny_dir: Path, tmp_path: Path) -> None:
-    run = load_plan(tiny_dir).runs[0]
-    window = StepWindow(run, None)
+def test_a_window_averages_its_steps_and_begins_anew(tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, clock = load_plan(tiny_dir).runs[0], [0.0]
+    monkeypatch.setattr(metrics_module.time, "perf_counter", lambda: clock[0])
+    devices = Devices(torch.device("cpu"), 2, run.cells[0].flops_per_token * 512.0, "measured product")
     with MetricsWriter(tmp_path) as metrics:
-        for steps in (2, 1):
-            for _ in range(steps):
-                window.add(seconds=0.5, data_s=0.1)
-            window.write(metrics, TrainState(step=steps + 1, train_loss=2.0), lr=0.1, grad_norm=1.0)
+        window = StepWindow(run, None, devices, metrics)
+        for n_steps in (2, 1):
+            for _ in range(n_steps):
+                clock[0] += 5.0  # between steps: an evaluation, a save
+                window.begin_step()
+                for phase, seconds in (("compute", 0.1), ("data", 0.1), ("compute", 0.15), ("agree", 0.05)):
+                    clock[0] += seconds
+                    window.lap(phase)
+                clock[0] += 0.1
+                assert window.end_step() == pytest.approx(0.5)
+            window.write(TrainState(step=n_steps + 1, train_loss=2.0), lr=0.1, grad_norm=1.0)
     first, second = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
-    assert (first["step_s"], first["data_s"], first["tokens_per_s"]) == (0.5, 0.1, 2 * 128 / 1.0)
+    for row in (first, second):
+        assert [row[f"{phase}_s"] for phase in ("step", "data", "compute", "agree")] == pytest.approx([0.5, 0.1, 0.35, 0.05])
+        assert (row["tokens_per_s"], row["mfu"]) == (pytest.approx(256), pytest.approx(0.5))
+        assert row["memory_peak_bytes"] > 2**20
     assert (first["sample_start"], first["sample_end"]) == (8, 24)
-    assert (second["sample_start"], second["sample_end"], second["tokens_per_s"]) == (8, 16, 256.0)
+    assert (second["sample_start"], second["sample_end"]) == (8, 16)
+
+
+def test_what_is_not_known_is_empty(tiny_dir: Path, tmp_path: Path) -> None:
+    """One rank agrees with nobody, and a device without a peak has no MFU."""
+    run = load_plan(tiny_dir).runs[0]
+    with MetricsWriter(tmp_path) as metrics:
+        window = StepWindow(run, None, Devices(torch.device("cpu"), 1, None, None), metrics)
+        window.begin_step()
+        window.lap("agree")
+        window.end_step()
+        window.write(TrainState(step=1, train_loss=2.0), lr=0.1, grad_norm=1.0)
+    (row,) = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert (row["agree_s"], row["mfu"]) == (None, None)
+    assert row["data_s"] + row["compute_s"] == pytest.approx(row["step_s"])
 
 
 def test_bits_per_byte() -> None:

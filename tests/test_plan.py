@@ -213,13 +213,24 @@ def test_a_variant_varies_what_is_trained_and_nothing_else(data_dir: Path, key: 
 
 def test_a_rule_gives_each_size_and_budget_its_learning_rate(data_dir: Path) -> None:
     optim = {"lr": {"rule": "step_law", "factor": 0.5}, "global_batch_size": 8}
-    plan = plan_experiment(tiny_experiment(data_dir, optim=optim))
+    cosine = {"kind": "cosine"}
+    plan = plan_experiment(tiny_experiment(data_dir, optim=optim, schedule=cosine))
     for cell in plan.cells:
         expected = 0.5 * 1.79 * cell.n_params_non_embedding**-0.713 * cell.requested_tokens**0.307
         assert cell.lr == pytest.approx(expected)
     assert len({cell.lr for cell in plan.cells}) == 4
-    same = plan_experiment(tiny_experiment(data_dir, optim={"lr": plan.cells[0].lr, "global_batch_size": 8}))
+    same = plan_experiment(tiny_experiment(data_dir, optim={"lr": plan.cells[0].lr, "global_batch_size": 8}, schedule=cosine))
     assert plan.cells[0].cell_id in cell_ids(same), "a rule is not part of an id, its number is"
+
+
+def test_the_olmo_rules_count_the_heads_matrix_tied_or_not(data_dir: Path) -> None:
+    optim = {"lr": {"rule": "olmo"}, "global_batch_size": {"rule": "olmo"}}
+    for tied in (True, False):
+        table = {"model": {"preset": "nanogpt", "tied": tied}, "grid": {"sizes": [SMALL], "tokens": [80_000]}}
+        for cell in plan_experiment(tiny_experiment(data_dir, optim=optim, **table)).cells:
+            n_params = cell.n_params_non_embedding + cell.d_model * cell.vocab_size
+            assert cell.lr == pytest.approx(0.0047 * (n_params / 108e6) ** (-1 / 3))
+            assert cell.global_batch_size == round(160 * 2048 * (n_params / 108e6) ** (2 / 3) / cell.seq_len)
 
 
 def test_a_batch_rule_rounds_to_whole_multiples_and_needs_tokens(data_dir: Path) -> None:

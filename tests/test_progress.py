@@ -6,13 +6,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from harness.attempt import claim_attempt, write_outcome
+from harness.attempt import claim_attempt
+from harness.ending import write_outcome
 from harness.records import Plan
 from harness.runs import find_cell_dir, load_plan, write_json
 from launch.progress import (
     describe_counts,
     estimate_seconds_left,
-    format_seconds,
     read_newest_row,
     read_progress,
     render_line,
@@ -85,7 +85,3 @@ def test_the_newest_row_is_found_across_attempts(tiny_dir: Path) -> None:
     claim_attempt(run_dir)
     assert read_newest_row(run_dir) == row, "an attempt that has not logged yet does not hide the last one's row"
     shutil.rmtree(run_dir / "attempts")
-
-
-def test_durations_are_for_people() -> None:
-    assert [format_seconds(s) for s in (5, 100, 6000)] == ["5 s", "2 min", "1.7 h"]

@@ -124,7 +124,7 @@ def test_answers_come_first_and_agree_with_fit_json(finished: Path) -> None:
     assert page.text.index("How does the loss fall") < page.text.index(claim.value) < page.text.index("Figures")
     assert f"({claim.interval})" in page.text
     ids = [tag["id"] for tag in page.find("h2")]
-    assert ids == ["answer", "figures", "cells", "exclusions", "noise", "data", "environment", "receipts"]
+    assert ids == ["answer", "figures", "cells", "exclusions", "planned", "noise", "data", "environment", "receipts"]
 
 
 def test_fit_json_recovers_the_law_that_made_the_losses(finished: Path) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, tiny_experiment
 
-from harness.attempt import claim_attempt, write_attempt, write_outcome
+from harness.attempt import claim_attempt, write_attempt
 from harness.config import ConfigError
+from harness.ending import write_outcome
 from harness.plan import plan_experiment
 from harness.runs import (
     describe_code,

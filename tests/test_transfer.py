@@ -77,13 +77,13 @@ def test_both_figures_are_drawn(tmp_path: Path) -> None:
             "change": (d if p == "standard" else 1) * step,
         }
         for p in ("standard", "mup")
-        for a in ("logits", "blocks.0.mlp")
+        for a in ("logits", "first attention", "stream")
         for step in (1, 2)
         for d in (64, 128)
         for seed in (0, 1)
     ]
-    write_json(tmp_path / "coordinate_check.json", {"format": "scaling-harness-coordinates", "rows": rows})
-    pictures = [plot_coordinates(load_coordinates(tmp_path)), plot_transfer(fake_sweep())]
+    write_json(tmp_path / "coordinate_check.json", {"format": "scaling-harness-coordinates", "axis": "d_model", "rows": rows})
+    pictures = [plot_coordinates(*load_coordinates(tmp_path)), plot_transfer(fake_sweep())]
     paths = write_pictures(pictures, tmp_path / "figures")
     assert [path.name for path in paths] == [
         "coordinate_check.png",

@@ -215,7 +215,7 @@ def describe_frontier(
     if len(optima) < MIN_BUDGETS:
         why = f" ({'; '.join(refused)})" if refused else ""
         raise FitError(
-            f"{method}: {len(optima)} budget(s) show a best size, of at least {MIN_BUDGETS}{why}; "
+            f"{len(optima)} compute(s) show a best size, of at least {MIN_BUDGETS}{why}; "
             "plan at least three budgets (grid.flops) with sizes on both sides of the best"
         )
     flops = np.array([optimum.flops for optimum in optima])

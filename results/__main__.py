@@ -112,6 +112,28 @@ def fit(
 
 
 @app.command()
+def bench(
+    csv: Csv = None,
+    mapping: Mapping = None,
+    where: Where = None,
+    starts: Annotated[int, typer.Option(min=1, max=4500, help="How many of the recipe's 4,500 starts are run.")] = 45,
+    bootstraps: Annotated[int, typer.Option(min=1, max=4000, help="How many of its 4,000 bootstraps.")] = 40,
+    rounds: Annotated[int, typer.Option(min=1)] = 3,
+) -> None:
+    """Race fit and bootstraps against the published recipe, on cells of --csv or simulated ones."""
+    from results.external import load_external
+    from results.race import render_race, run_race, simulate_points
+
+    cells = simulate_points()
+    if csv is not None:
+        table = load_external(csv, mapping or [], where or []).cells
+        kept = table[~table["excluded"]]
+        cells = {name: kept[name].to_numpy(float) for name in ("n_params", "tokens", "val_loss")}
+    print(f"{len(cells['val_loss'])} cells; medians of {rounds} round(s), both sides in turn; CPU seconds of this process")
+    print(render_race(run_race(cells, starts, bootstraps, rounds)))
+
+
+@app.command()
 def plot(source: Source, runs_dir: RunsDir = Path("runs"), params: Params = "total") -> None:
     """Draw the figures, as PNG and SVG: of an experiment, or of the coordinate check in a folder."""
     from results.plot import draw_pictures, write_pictures

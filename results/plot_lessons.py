@@ -66,13 +66,13 @@ def plot_hold_outs(scores: Sequence[HoldOut]) -> Picture:
         figure, axes = begin_figure("fitted below (training FLOPs)", "mean error above (% of loss)")
         x = [one.cut_flops for one in scores]
         lines = {
-            "best seen": ([one.best_seen for one in scores], QUIET, ":"),
-            "power law in compute": ([one.power_law if one.power_law is not None else np.nan for one in scores], QUIET, "-"),
-            "law in N and D": ([one.mape for one in scores], INK, "-"),
+            "best seen": ([one.best_seen for one in scores], QUIET, ":", 7),
+            "power law in compute": ([np.nan if one.power_law is None else one.power_law for one in scores], QUIET, "-", -16),
+            "law in N and D": ([one.mape for one in scores], INK, "-", 16),
         }
-        for words, (values, shade, style) in lines.items():
+        for words, (values, shade, style, above) in lines.items():
             axes.plot(x, values, "o", color=shade, linestyle=style)
-            axes.annotate(words, (x[0], values[0]), (0, 7), textcoords="offset points", color=shade)
+            axes.annotate(words, (x[0], values[0]), (0, above), textcoords="offset points", color=shade)
         axes.set_xscale("log")
         axes.set_yscale("log")
         scale_powers(axes.xaxis)

@@ -9,9 +9,9 @@ import numpy as np
 
 from results.descend import descend, find_bounds
 from results.fit import Fit, find_threshold
-from results.laws import FloatArray
+from results.laws import FloatArray, theta_of_params
 
-N_STEPS, N_REFINED = 40, 20
+N_STEPS, N_REFINED = 60, 20
 FIRST_STEP = 1e-3
 
 
@@ -51,10 +51,13 @@ def profile_parameter(fit: Fit, parameter: str, level: float = 0.95) -> Profile:
 
 
 def descend_at(fit: Fit, index: int, places: FloatArray) -> FloatArray:
-    """Return the least objective with one entry of theta held at each place."""
-    starts, free = np.repeat(fit.theta[None], len(places), axis=0), np.repeat(fit.free[None], len(places), axis=0)
-    starts[:, index], free[:, index] = places, False
-    return descend(fit.centred, starts, fit.centred.log_loss, fit.objective, fit.weights, free, tolerance=1e-9).objective
+    """Return the least objective with one entry of theta held at each place, started from every basin of the fit."""
+    starts = [theta_of_params(basin.params, fit.centred) for basin in fit.basins]
+    theta, free = np.repeat([starts], len(places), axis=0), np.repeat(fit.free[None], len(places) * len(starts), axis=0)
+    theta[:, :, index], free[:, index] = places[:, None], False
+    theta = theta.reshape(-1, theta.shape[2])
+    reached = descend(fit.centred, theta, fit.centred.log_loss, fit.objective, fit.weights, free, tolerance=1e-9).objective
+    return np.asarray(reached.reshape(len(places), -1).min(axis=1))
 
 
 def find_crossing(fit: Fit, index: int, places: FloatArray, objective: FloatArray, threshold: float) -> float:

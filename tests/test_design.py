@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from scipy.optimize import linprog
 
@@ -19,8 +18,9 @@ from results.design import (
     optimise_design,
     pick_cells,
 )
-from results.fit import FitError, fit_chinchilla
+from results.fit import fit_chinchilla
 from results.laws import Chinchilla
+from results.lessons import iter_duels
 
 # Besiroglu et al. 2024's points, refitted: the exact minimum (tests/test_fit.py).
 LAW = Chinchilla(E=np.exp(0.59730681), A=np.exp(6.16924617), B=np.exp(7.67015679), alpha=0.347310, beta=0.367172)
@@ -164,48 +164,8 @@ def test_candidates_are_checked(columns, words) -> None:
         list_candidates(*columns)
 
 
-def published_pools(fixtures: Path) -> dict[str, tuple[np.ndarray, ...]]:
-    """Parameters, tokens, losses, and which cells may be chosen (the others, of more compute, are to be predicted)."""
-    points = pd.read_csv(fixtures / "chinchilla" / "svg_extracted_data.csv").sort_values("loss").iloc[:-5]
-    n, flops = points["Model Size"].to_numpy(), points["Training FLOP"].to_numpy()
-    pools = {"chinchilla": (n, flops / 6 / n, points["loss"].to_numpy(), flops < 1e21)}
-    runs = pd.read_csv(fixtures / "gadre_overtraining" / "gadre_runs.csv")
-    for name, group in runs.groupby("dataset"):
-        n, d = group["params"].to_numpy(float), group["tokens"].to_numpy(float)
-        pools[f"gadre {name}"] = (n, d, group["loss_c4_val"].to_numpy(), n < 1e9)
-    return pools
-
-
-def score(law: Chinchilla, n: np.ndarray, d: np.ndarray, loss: np.ndarray) -> float:
-    return float(100 * np.mean(np.abs(law.loss(n, d) / loss - 1)))
-
-
 @pytest.mark.slow
 def test_chosen_cells_predict_better_than_random_ones_for_the_same_compute(fixtures: Path) -> None:
-    wins = []
-    for name, (n, d, loss, may) in published_pools(fixtures).items():
-        pool, aims, seen, draw = (
-            list_candidates(n[may], d[may]),
-            list_candidates(n[~may], d[~may]),
-            loss[may],
-            np.random.default_rng(0),
-        )
-        for share in (0.05, 0.1, 0.2):
-            budget, random = share * pool.flops.sum(), []
-            for _ in range(15):
-                order, left, taken = draw.permutation(len(pool)), budget, []
-                for cell in order:
-                    if pool.flops[cell] <= left:
-                        taken.append(cell)
-                        left -= pool.flops[cell]
-                try:
-                    law = fit_chinchilla(pool.n_params[taken], pool.tokens[taken], seen[taken]).constants
-                    random.append(score(law, n[~may], d[~may], loss[~may]))
-                except FitError:
-                    random.append(np.inf)
-            law, taken = Chinchilla(1.69, 406.4, 410.7, 0.34, 0.28), []  # Hoffmann et al. 2022, to begin with
-            for stage in (0.25, 0.6, 1.0):
-                taken += pick_cells(law, pool, aims, stage * budget - pool.flops[taken].sum(), taken=taken)
-                law = fit_chinchilla(pool.n_params[taken], pool.tokens[taken], seen[taken]).constants
-            wins.append((name, share, score(law, n[~may], d[~may], loss[~may]), float(np.median(random))))
-    assert sum(chosen < random for _, _, chosen, random in wins) >= 0.7 * len(wins), wins
+    duels = list(iter_duels(fixtures))
+    assert len(duels) == 12
+    assert sum(duel.chosen < duel.random for duel in duels) >= 9, duels

@@ -10,9 +10,12 @@ import pytest
 from results.descend import LOG_MSE
 from results.fit import Fit, fit_chinchilla
 from results.laws import Chinchilla, jacobian
+from results.lessons import fit_points, load_chinchilla
 from results.uncertainty import (
     Interval,
     Resamples,
+    estimate_by_delta,
+    estimate_by_pairs,
     estimate_df,
     estimate_intervals,
     estimate_spread,
@@ -92,6 +95,42 @@ def test_spread_is_the_cluster_sandwich_where_the_law_is_all_but_linear() -> Non
     resamples = resample_runs(fit, run_ids, n_resamples=4000)
     alphas = np.array([law.alpha for law in resamples.laws])
     assert alphas.std() == pytest.approx(np.sqrt(covariance[3, 3]), rel=0.05)
+
+
+def test_linear_theory_and_the_bootstrap_agree_where_noise_is_small() -> None:
+    fit, run_ids = simulate(np.random.default_rng(0), sizes=8, sigma=1e-4)
+    fit = replace(fit, objective=LOG_MSE)
+    resamples = resample_runs(fit, run_ids, n_resamples=2000)
+
+    def quantity(law: Chinchilla) -> np.ndarray:
+        return np.array([law.alpha, law.beta, np.log(law.allocate(FLOPS).n_params), np.log(law.allocate(FLOPS).loss)])
+
+    theory, found = estimate_by_delta(resamples, quantity), estimate_spread(resamples, quantity)
+    np.testing.assert_allclose(theory.high - theory.low, found.high - found.low, rtol=0.1)
+
+
+def test_pairs_meet_the_published_intervals(fixtures: Path) -> None:
+    """Besiroglu et al. 2024, table 1, by their own method: standard errors, 80% and 95% intervals (of a: drawn again)."""
+    points = load_chinchilla(fixtures).iloc[:-5]
+    fit, run_ids = fit_points(points), [f"{i:03}" for i in range(240)]
+
+    def quantity(law: Chinchilla) -> np.ndarray:
+        return np.array(
+            [law.A, law.B, law.E, law.alpha, law.beta, law.optimum_exponent, np.exp(law.log_tokens_per_param(5.76e23))]
+        )
+
+    wide = estimate_by_pairs(fit, run_ids, quantity, n_resamples=4000)
+    published = np.array([(285, 744), (1042, 5810), (1.769, 1.871), (0.317, 0.373), (0.331, 0.415), (0.481, 0.557), (7.7, 36.6)])
+    for low, high, (expected_low, expected_high) in zip(wide.low, wide.high, published, strict=True):
+        margin = 0.08 * (expected_high - expected_low)
+        assert low == pytest.approx(expected_low, abs=margin)
+        assert high == pytest.approx(expected_high, abs=margin)
+    narrow = estimate_by_pairs(fit, run_ids, quantity, n_resamples=4000, level=0.8)
+    assert narrow.high[5] - narrow.low[5] == pytest.approx(0.051, rel=0.08)
+    assert (narrow.low[6], narrow.high[6]) == pytest.approx((10.1, 28.2), rel=0.1)
+    one_sd = estimate_by_pairs(fit, run_ids, quantity, n_resamples=4000, level=0.6827)
+    errors = (one_sd.high - one_sd.low) / 2  # of the middle: the published ones are of all, and beta's tail is long
+    np.testing.assert_allclose(errors[2:6], [0.0257, 0.0154, 0.0206, 0.020], rtol=0.15)
 
 
 def test_inverse_root_undoes_a_matrix_where_it_can_be_undone() -> None:

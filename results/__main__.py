@@ -324,6 +324,38 @@ def lessons(
         print(path)
 
 
+@app.command()
+def predict(source: Source, runs_dir: RunsDir = Path("runs"), params: Params = "total") -> None:
+    """Seal the losses of held-out cells before they are trained: write predictions/<n>.json and print its digest."""
+    from harness.runs import load_plan
+    from results.predict import seal_predictions
+
+    experiment_dir = find_experiment(source, runs_dir)
+    path, seal = seal_predictions(load_study(experiment_dir, params), load_plan(experiment_dir), experiment_dir)
+    for one in seal["predictions"]:
+        print(
+            f"{one['cell_id']}: {one['loss']:.4f} ({one['low']:.4f} to {one['high']:.4f}), {one['reach']:.2g}x the fitted compute"
+        )
+    print(f"{path}\ndigest {seal['digest']}")
+    print("commit the file (git add --force), or its digest in a message, before the cells are trained")
+
+
+@app.command()
+def score(source: Source, runs_dir: RunsDir = Path("runs")) -> None:
+    """Set sealed predictions beside what was trained: of an experiment, or of every one in a folder; write score.json."""
+    from dataclasses import asdict
+
+    from harness.runs import write_json
+    from results.predict import render_scores, score_studies
+
+    folder = find_experiment(source, runs_dir)
+    scores = score_studies(folder)
+    if (folder / "plan.json").exists():
+        (folder / "results").mkdir(exist_ok=True)
+        write_json(folder / "results" / "score.json", {"scores": [asdict(one) for one in scores]})
+    print(render_scores(scores))
+
+
 def find_experiment(source: Path, runs_dir: Path) -> Path:
     """Return an experiment's folder from its file or from itself.
 

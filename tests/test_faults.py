@@ -23,6 +23,8 @@ from data_prep.shards import load_manifest
 from harness.checkpoint import find_fault, list_checkpoints, list_corrupt
 from harness.runs import iter_metrics, list_attempts, read_json
 
+pytestmark = pytest.mark.timeout(900)  # a minute where nothing else runs
+
 CPU = {"device": "cpu"}
 HOOKS = ("save_begin", "file_written", "before_manifest", "before_publish", "after_publish", "before_row")
 QUICK_SAVES = {"device": "cpu", "checkpoint_every_s": 0.001}  # at every step
@@ -80,19 +82,17 @@ def test_a_kill_at_any_place_of_a_save_costs_nothing(calm: Calm, data_dir: Path,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("n_ranks", "engine"), [(2, CPU), (2, zero(1)), (2, zero(3))])
-def test_every_rank_killed_at_any_place_of_a_save(
-    calm: Calm, data_dir: Path, tmp_path: Path, n_ranks: int, engine: dict[str, Any]
-) -> None:
+@pytest.mark.parametrize("engine", [zero(1), zero(3)])
+def test_every_rank_killed_at_any_place_of_a_save(calm: Calm, data_dir: Path, tmp_path: Path, engine: dict[str, Any]) -> None:
     run_dir = plan_into(tmp_path, data_dir, engine={**engine, "checkpoint_every_s": 0.001})
     kills = [{"at": hook, "do": "kill", "attempt": n, "n": n % 2} for n, hook in enumerate(HOOKS, start=1)]
     kills += [{"at": "before_row", "do": "kill", "attempt": len(HOOKS), "n": 0}]
     states: list[str] = []
     while "done" not in states and len(states) < 12:
-        states += train_watched(run_dir, place_ranks(n_ranks, *kills))
+        states += train_watched(run_dir, place_ranks(2, *kills))
     assert states[-1] == "done"
-    assert states.count("failed/killed") >= len(HOOKS) - 1
-    assert read_table(run_dir) == calm(n_ranks, engine=engine)
+    assert states.count("failed/killed") == len(HOOKS)
+    assert read_table(run_dir) == calm(2, engine=engine)
     assert not list(run_dir.rglob(".corrupt-*"))
 
 

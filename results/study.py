@@ -276,7 +276,7 @@ def describe_study(study: Study) -> dict[str, Any]:
     excluded = study.cells[study.cells["excluded"]]
     return {
         "format": "scaling-harness-fit",
-        "format_version": 1,
+        "format_version": 2,
         "experiment": study.name,
         "law": study.choices.law.name,
         "equation": study.choices.law.equation,

@@ -1,7 +1,7 @@
 """One table, the law fitted to it, its intervals and what must be said about them: what every page and figure is made of."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -73,6 +73,9 @@ class Choices:
     by_noise: bool = False
 
 
+DEFAULT_CHOICES = Choices()
+
+
 @dataclass(frozen=True)
 class Study:
     """A table and all that is claimed from it. `fitted` is None where the cells support no law, and `refusal` says why."""
@@ -87,7 +90,7 @@ class Study:
     seed_noise: SeedNoise | None
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
-    choices: Choices = field(default_factory=Choices)
+    choices: Choices = DEFAULT_CHOICES
 
     @property
     def kept(self) -> pd.DataFrame:
@@ -98,7 +101,7 @@ class Study:
 def fit_study(
     name: str,
     cells: pd.DataFrame,
-    choices: Choices | None = None,
+    choices: Choices = DEFAULT_CHOICES,
     *,
     warnings: Sequence[str] = (),
     notes: Sequence[str] = (),
@@ -107,7 +110,6 @@ def fit_study(
 
     `warnings`, `notes`: what is known beforehand, for example from reading a foreign table.
     """
-    choices = choices or Choices()
     if choices.loss != "val_loss":
         cells = cells.assign(val_loss=cells[choices.loss])
     kept = cells[~cells["excluded"]]
@@ -150,7 +152,7 @@ def read_columns(cells: pd.DataFrame, law: Law, convention: Convention) -> dict[
     return {name: cells[columns.get(name, name)].to_numpy(float, na_value=np.nan) for name in (*law.inputs, "val_loss")}
 
 
-def try_fit(kept: pd.DataFrame, convention: Convention, choices: Choices) -> tuple[Fitted | None, str]:
+def try_fit(kept: pd.DataFrame, convention: Convention, choices: Choices = DEFAULT_CHOICES) -> tuple[Fitted | None, str]:
     """Fit a law and its intervals, or return the reason why these cells support none."""
     columns = read_columns(kept, choices.law, convention)
     try:

@@ -109,6 +109,28 @@ def fit(
 
 
 @app.command()
+def bench(
+    csv: Csv = None,
+    mapping: Mapping = None,
+    where: Where = None,
+    starts: Annotated[int, typer.Option(min=1, max=4500, help="How many of the recipe's 4,500 starts are run.")] = 45,
+    bootstraps: Annotated[int, typer.Option(min=1, max=4000, help="How many of its 4,000 bootstraps.")] = 40,
+    rounds: Annotated[int, typer.Option(min=1)] = 3,
+) -> None:
+    """Race fit and bootstraps against the published recipe, on cells of --csv or simulated ones."""
+    from results.external import load_external
+    from results.race import render_race, run_race, simulate_points
+
+    cells = simulate_points()
+    if csv is not None:
+        table = load_external(csv, mapping or [], where or []).cells
+        kept = table[~table["excluded"]]
+        cells = {name: kept[name].to_numpy(float) for name in ("n_params", "tokens", "val_loss")}
+    print(f"{len(cells['val_loss'])} cells; medians of {rounds} round(s), both sides in turn; CPU seconds of this process")
+    print(render_race(run_race(cells, starts, bootstraps, rounds)))
+
+
+@app.command()
 def plot(source: Source, runs_dir: RunsDir = Path("runs"), params: Params = "total") -> None:
     """Draw the figures, as PNG and SVG: of an experiment, or of the coordinate check in a folder."""
     from results.plot import draw_pictures, write_pictures
@@ -331,6 +353,38 @@ def lessons(
 
     for path in write_lessons(fixtures, to):
         print(path)
+
+
+@app.command()
+def predict(source: Source, runs_dir: RunsDir = Path("runs"), params: Params = "total") -> None:
+    """Seal the losses of held-out cells before they are trained: write predictions/<n>.json and print its digest."""
+    from harness.runs import load_plan
+    from results.predict import seal_predictions
+
+    experiment_dir = find_experiment(source, runs_dir)
+    path, seal = seal_predictions(load_study(experiment_dir, params), load_plan(experiment_dir), experiment_dir)
+    for one in seal["predictions"]:
+        print(
+            f"{one['cell_id']}: {one['loss']:.4f} ({one['low']:.4f} to {one['high']:.4f}), {one['reach']:.2g}x the fitted compute"
+        )
+    print(f"{path}\ndigest {seal['digest']}")
+    print("commit the file (git add --force), or its digest in a message, before the cells are trained")
+
+
+@app.command()
+def score(source: Source, runs_dir: RunsDir = Path("runs")) -> None:
+    """Set sealed predictions beside what was trained: of an experiment, or of every one in a folder; write score.json."""
+    from dataclasses import asdict
+
+    from harness.runs import write_json
+    from results.predict import render_scores, score_studies
+
+    folder = find_experiment(source, runs_dir)
+    scores = score_studies(folder)
+    if (folder / "plan.json").exists():
+        (folder / "results").mkdir(exist_ok=True)
+        write_json(folder / "results" / "score.json", {"scores": [asdict(one) for one in scores]})
+    print(render_scores(scores))
 
 
 def find_experiment(source: Path, runs_dir: Path) -> Path:

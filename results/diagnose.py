@@ -24,6 +24,7 @@ CELLS_PER_PARAMETER, TRUNKS_PER_PARAMETER = 2, 2
 SLOPPY_CHANGE = 1e-3  # of ln L: how large a change the sloppy direction is described at
 LEVEL = 0.05  # below this p-value, structure or lack of fit is called so
 LARGE_INFLUENCE = 0.05  # of a
+MAX_SIZES = 40  # left out one by one
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def correlate_parameters(slopes: FloatArray) -> FloatArray:
 def find_sloppy(slopes: FloatArray) -> FloatArray:
     """Return the move of theta that the cells see least, scaled to a root mean square change of ln L of `SLOPPY_CHANGE`."""
     size = np.maximum(np.linalg.norm(slopes, axis=0), 1e-300)
-    direction = np.linalg.svd(slopes / size)[2][-1] / size
+    direction = np.linalg.svd(slopes / size, full_matrices=False)[2][-1] / size
     change = float(np.sqrt(np.mean((slopes @ direction) ** 2)))
     direction *= np.sign(direction[-1] or 1.0)
     return np.asarray(direction * (SLOPPY_CHANGE / max(change, 1e-300)))
@@ -153,6 +154,9 @@ def iter_influences(fit: Fit) -> Iterator[Influence]:
     sizes, size_of = np.unique(np.round(fit.centred.x[0], 6), return_inverse=True)
     if len(sizes) <= 3:
         return
+    if len(sizes) > MAX_SIZES:  # neighbours together, else a table of thousands of sizes takes minutes and says nothing
+        size_of = size_of * MAX_SIZES // len(sizes)
+        sizes = np.array([np.median(fit.centred.x[0][size_of == i]) for i in range(MAX_SIZES)])
     kept = size_of[None] != np.arange(len(sizes))[:, None]
     refits = refit_many(fit, weights=fit.weights * kept)
     whole = fit.constants

@@ -280,12 +280,12 @@ def check_duplicates(path: Path, cells: pd.DataFrame) -> None:
     kept = cells[~cells["excluded"]]
     keys = ["n_params", "tokens", "seed", "lr", "global_batch_size", "schedule", "val_loss", "val_bpb", "metric_id"]
     for columns, what in ((["cell_id"], "the same cell_id"), (keys, "the same cell with the same loss")):
-        again = kept.duplicated(columns, keep=False)
-        if again.any():
-            first = kept[again].iloc[0]
-            twins = kept.index[(kept[columns].fillna(-1) == first[columns].fillna(-1)).all(axis=1)][:2]
+        group = kept.groupby(columns, dropna=False, sort=False).ngroup()
+        again = group[group.duplicated(keep=False)]
+        if len(again):
+            twins = again.index[again == again.iloc[0]][:2]
             raise ConfigError(
-                f"{path}: rows {twins[0] + 1} and {twins[1] + 1} are {what} ({int(kept.duplicated(columns).sum())} row(s) too "
+                f"{path}: rows {twins[0] + 1} and {twins[1] + 1} are {what} ({int(group.duplicated().sum())} row(s) too "
                 "many); remove the copies, or map a seed or cell_id that tells them apart"
             )
 

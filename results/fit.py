@@ -388,5 +388,11 @@ def find_open_sides(
     starts, moves = np.repeat(theta[None], len(ends), axis=0), np.repeat(free[None], len(ends), axis=0)
     for row, (name, _, end) in enumerate(ends):
         starts[row, law.index(name)], moves[row, law.index(name)] = end, False
-    reached = descend(centred, starts, centred.log_loss, objective, weights, moves, tolerance=1e-4, max_steps=120).objective
+    found = descend(centred, starts, centred.log_loss, objective, weights, moves, tolerance=1e-3, max_steps=60)
+    reached, near = found.objective, (found.objective > threshold) & (found.objective < 1.1 * threshold)
+    if near.any():  # those that might still fall below it
+        again = descend(
+            centred, found.theta[near], centred.log_loss, objective, weights, moves[near], tolerance=1e-5, max_steps=200
+        )
+        reached[near] = again.objective
     return tuple(f"{name} {('down', 'up')[side]}" for (name, side, _), end in zip(ends, reached, strict=True) if end <= threshold)

@@ -87,7 +87,7 @@ class Law:
         logs = np.log(np.array([column.ravel() for column in columns]))
         cells = Centred(self, logs, np.zeros(len(logs)), np.zeros(logs.shape[1]))
         loss = np.exp(predict_log_loss(theta_of_params(params, cells), cells))
-        return np.asarray(loss.reshape(*np.shape(params)[:-1], *columns[0].shape))
+        return np.asarray(loss.reshape((*np.shape(params)[:-1], *columns[0].shape)))
 
     def name_params(self, params: FloatArray) -> dict[str, float]:
         """Return one set of parameters by name."""

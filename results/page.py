@@ -25,6 +25,8 @@ def diagnose_study(study: Study) -> Diagnosis | None:
 
 def fit_frontiers(study: Study) -> dict[str, Frontier | str]:
     """Ask the estimators that need no surface for the best size at each compute; where one cannot say, why."""
+    if study.fitted is None:
+        return {}
     kept = study.kept
     cells = {name: kept[name].to_numpy(float) for name in ("tokens", "val_loss")}
     cells["n_params"] = kept[study.convention.column].to_numpy(float)

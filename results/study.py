@@ -135,10 +135,12 @@ def explain_mixture(kept: pd.DataFrame, choices: Choices) -> str:
     if len(names) < 2 or choices.loss == "val_bpb":
         return ""
     missing = int(kept["val_bpb"].isna().sum())
-    offer = f"val_bpb is missing in {missing} of {len(kept)} cells" if missing else "fit bits per byte: --loss val_bpb"
+    offer = "or fit bits per byte: --loss val_bpb"
+    if missing:
+        offer = f"or record bits per byte, which do compare (val_bpb is missing in {missing} of {len(kept)} cells)"
     return (
         f"tokenizer: the fitted cells have {len(names)} ({', '.join(names)}), and nats per token of different tokenizers do not "
-        f"compare; keep one of them, or {offer}"
+        f"compare; keep one of them, {offer}"
     )
 
 
@@ -200,9 +202,14 @@ def weigh_by_noise(kept: pd.DataFrame) -> FloatArray:
 
 
 def suggest_cells(cells: pd.DataFrame) -> str:
-    """Point at planned cells that would help a fit, where there are any."""
+    """Point at cells that would help a fit: those not trained yet, and those left out for another reason."""
     undone = cells[(cells["state"] != "done") & (cells["role"] != "held_out")]
-    return f"; {len(undone)} planned cell(s) are not done: python -m launch submit trains them" if len(undone) else ""
+    left_out = cells[cells["excluded"] & (cells["state"] == "done") & (cells["role"] != "held_out")]
+    text = f"; {len(undone)} planned cell(s) are not done: python -m launch submit trains them" if len(undone) else ""
+    if len(left_out):
+        first = left_out.iloc[0]
+        text += f"; {len(left_out)} cell(s) were left out, the first, {first['cell_id']}, since {first['exclusion_reason']}"
+    return text
 
 
 def iter_warnings(cells: pd.DataFrame, kept: pd.DataFrame, fitted: Fitted | None) -> Iterator[str]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from harness.records import Plan
     from results.laws import Law
-    from results.study import Study
+    from results.study import Choices, Fitted, Study
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__, rich_markup_mode=None)
 
@@ -92,16 +92,13 @@ def fit(
 
     from harness.runs import write_json
     from results.descend import OBJECTIVES
-    from results.fit import FitError
     from results.page import describe_page, diagnose_study, fit_frontiers, render_page
-    from results.study import Choices, fit_study
+    from results.study import Choices
 
     chosen = replace(OBJECTIVES[objective], delta=delta) if objective == "log_huber" else OBJECTIVES[objective]
     choices = Choices(params, find_law(law), chosen, loss, by_noise)
     loaded = load_table(source, csv, mapping, where, hold_out, runs_dir)
-    study = fit_study(loaded.name, loaded.cells, choices, warnings=loaded.warnings, notes=loaded.notes)
-    if study.fitted is None:
-        raise FitError(f"{loaded.where}: {study.refusal}")
+    study, _ = fit_loaded(loaded, choices)
     diagnosis, frontiers = diagnose_study(study), fit_frontiers(study)
     facts, results_dir = describe_page(study, diagnosis, frontiers), out or loaded.results_dir
     if results_dir is not None:
@@ -277,24 +274,58 @@ def report(source: Source, runs_dir: RunsDir = Path("runs"), params: Params = "t
 
 
 @app.command()
-def diagnose(source: Source, runs_dir: RunsDir = Path("runs"), params: Params = "total") -> None:
+def diagnose(
+    source: OptionalSource = None,
+    csv: Csv = None,
+    mapping: Mapping = None,
+    where: Where = None,
+    hold_out: HoldOut = None,
+    runs_dir: RunsDir = Path("runs"),
+    params: Params = "total",
+    out: Out = None,
+) -> None:
     """Say what to doubt about a fit: identification, influence, hold-out, residuals, other specifications; draw them."""
     from results.diagnose import diagnose, render_diagnosis
-    from results.fit import FitError
     from results.plot import write_pictures
     from results.plot_diagnosis import draw_diagnosis
+    from results.study import Choices
 
-    experiment_dir = find_experiment(source, runs_dir)
-    study = load_study(experiment_dir, params)
-    if study.fitted is None:
-        raise FitError(f"{experiment_dir}: {study.refusal}")
-    diagnosis = diagnose(study.kept, study.fitted, study.convention)
-    text = render_diagnosis(study.name, diagnosis)
+    loaded = load_table(source, csv, mapping, where, hold_out, runs_dir)
+    study, fitted = fit_loaded(loaded, Choices(params))
+    diagnosis = diagnose(study.kept, fitted, study.convention)
+    text, results_dir = render_diagnosis(study.name, diagnosis), out or loaded.results_dir
     print(text)
-    (experiment_dir / "results").mkdir(exist_ok=True)
-    (experiment_dir / "results" / "diagnosis.md").write_text(f"```\n{text}\n```\n")
-    for path in write_pictures(draw_diagnosis(diagnosis), experiment_dir / "results" / "figures"):
-        print(path)
+    if results_dir is not None:
+        results_dir.mkdir(parents=True, exist_ok=True)
+        (results_dir / "diagnosis.md").write_text(f"```\n{text}\n```\n")
+        for path in write_pictures(draw_diagnosis(diagnosis), results_dir / "figures"):
+            print(path)
+
+
+@app.command()
+def allocate(
+    source: OptionalSource = None,
+    flops: Annotated[float | None, typer.Option(help="Split this budget.")] = None,
+    loss: Annotated[float | None, typer.Option(help="Find the cheapest way to this loss.")] = None,
+    served_tokens: Annotated[float, typer.Option(help="Tokens that the model will serve; they cost 2 N each.")] = 0.0,
+    csv: Csv = None,
+    mapping: Mapping = None,
+    where: Where = None,
+    runs_dir: RunsDir = Path("runs"),
+    params: Params = "total",
+) -> None:
+    """Say which model to train, on how many tokens, for a budget or for a loss, with intervals."""
+    from results.decide import decide_budget, decide_loss, render_decision
+    from results.study import Choices
+
+    if (flops is None) == (loss is None):
+        raise ConfigError("allocate: give a budget with --flops or a loss with --loss, and not both")
+    study, fitted = fit_loaded(load_table(source, csv, mapping, where, None, runs_dir), Choices(params))
+    if flops is not None:
+        decision = decide_budget(fitted, flops, served_tokens)
+    else:
+        decision = decide_loss(fitted, loss or 0.0, served_tokens)
+    print(render_decision(decision, study.convention))
 
 
 @app.command()
@@ -322,6 +353,38 @@ def lessons(
 
     for path in write_lessons(fixtures, to):
         print(path)
+
+
+@app.command()
+def predict(source: Source, runs_dir: RunsDir = Path("runs"), params: Params = "total") -> None:
+    """Seal the losses of held-out cells before they are trained: write predictions/<n>.json and print its digest."""
+    from harness.runs import load_plan
+    from results.predict import seal_predictions
+
+    experiment_dir = find_experiment(source, runs_dir)
+    path, seal = seal_predictions(load_study(experiment_dir, params), load_plan(experiment_dir), experiment_dir)
+    for one in seal["predictions"]:
+        print(
+            f"{one['cell_id']}: {one['loss']:.4f} ({one['low']:.4f} to {one['high']:.4f}), {one['reach']:.2g}x the fitted compute"
+        )
+    print(f"{path}\ndigest {seal['digest']}")
+    print("commit the file (git add --force), or its digest in a message, before the cells are trained")
+
+
+@app.command()
+def score(source: Source, runs_dir: RunsDir = Path("runs")) -> None:
+    """Set sealed predictions beside what was trained: of an experiment, or of every one in a folder; write score.json."""
+    from dataclasses import asdict
+
+    from harness.runs import write_json
+    from results.predict import render_scores, score_studies
+
+    folder = find_experiment(source, runs_dir)
+    scores = score_studies(folder)
+    if (folder / "plan.json").exists():
+        (folder / "results").mkdir(exist_ok=True)
+        write_json(folder / "results" / "score.json", {"scores": [asdict(one) for one in scores]})
+    print(render_scores(scores))
 
 
 def find_experiment(source: Path, runs_dir: Path) -> Path:
@@ -405,6 +468,21 @@ def load_table(
     assert source is not None
     folder = find_experiment(source, runs_dir)
     return Loaded(folder.name, folder, load_runs(folder), folder / "results")
+
+
+def fit_loaded(loaded: Loaded, choices: "Choices") -> "tuple[Study, Fitted]":
+    """Fit a table.
+
+    Raises:
+        FitError: the cells support no fit.
+    """
+    from results.fit import FitError
+    from results.study import fit_study
+
+    study = fit_study(loaded.name, loaded.cells, choices, warnings=loaded.warnings, notes=loaded.notes)
+    if study.fitted is None:
+        raise FitError(f"{loaded.where}: {study.refusal}")
+    return study, study.fitted
 
 
 def load_study(experiment_dir: Path, params: Literal["total", "non_embedding", "matmul"]) -> "Study":

@@ -89,9 +89,9 @@ def split_budgets(flops: FloatArray) -> list[npt.NDArray[np.intp]]:
     """
     order = np.argsort(flops, kind="stable")
     ends = np.flatnonzero(np.diff(np.log(flops[order])) > np.log1p(MAX_GAP)).astype(int)
-    groups = np.split(order, ends + 1)
+    groups = [rows for rows in np.split(order, ends + 1) if rows.size]
     for rows in groups:
-        if rows.size and flops[rows].max() > (1 + MAX_SPAN) * flops[rows].min():
+        if flops[rows].max() > (1 + MAX_SPAN) * flops[rows].min():
             raise FitError(
                 f"flops: {rows.size} cells from {flops[rows].min():.3g} to {flops[rows].max():.3g} lie too close together to be "
                 "told apart as budgets, so there are no isoFLOP slices; plan cells with grid.flops, or use the law"
@@ -181,6 +181,8 @@ def fit_envelope(cells: Mapping[str, npt.ArrayLike]) -> Frontier:
         FitError: too few computes at which at least three sizes can be compared.
     """
     n, d, c, loss = (np.log(np.asarray(cells[name], dtype=float)) for name in ("n_params", "tokens", "flops", "val_loss"))
+    if not n.size:
+        raise FitError("no cell has a loss to compare; train some")
     sizes = np.unique(n)
     grid = np.linspace(c.min(), c.max(), N_COMPUTES)
     curves = np.full((2, sizes.size, grid.size), np.nan)

@@ -64,6 +64,12 @@ def score_hold_out(cells: Mapping[str, FloatArray], cut_flops: float, law: Law =
 
 def score_frontier(flops: FloatArray, loss: FloatArray, later_flops: FloatArray, later_loss: FloatArray) -> float | None:
     """Return the mean error of a power law in compute alone, fitted to the cells that were the best so far."""
+    predicted = extrapolate_frontier(flops, loss, later_flops)
+    return None if predicted is None else float(100 * np.abs(predicted / later_loss - 1).mean())
+
+
+def extrapolate_frontier(flops: FloatArray, loss: FloatArray, later_flops: FloatArray) -> FloatArray | None:
+    """Return what L = E + A / C^alpha through the lowest losses so far says of later computes; None where it cannot be fitted."""
     order = np.argsort(flops, kind="stable")
     is_best = loss[order] <= np.minimum.accumulate(loss[order])
     front = order[is_best]
@@ -71,8 +77,7 @@ def score_frontier(flops: FloatArray, loss: FloatArray, later_flops: FloatArray,
         fit = fit_law(KAPLAN_N_FLOOR, {"n_params": flops[front], "val_loss": loss[front]})
     except FitError:
         return None
-    predicted = KAPLAN_N_FLOOR.predict(fit.params, n_params=later_flops)
-    return float(100 * np.abs(predicted / later_loss - 1).mean())
+    return KAPLAN_N_FLOOR.predict(fit.params, n_params=later_flops)
 
 
 def score_origins(cells: Mapping[str, FloatArray], law: Law = CHINCHILLA) -> list[HoldOut]:

@@ -1,17 +1,17 @@
 """The local launcher: what a job is given, what is told when one dies, and who waits for whom."""
 
 import os
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from harness.attempt import claim_attempt
 from harness.ending import write_outcome
-from harness.runs import find_cell_dir, list_attempts, load_plan, write_json
+from harness.runs import find_cell_dir, list_attempts, load_plan, read_json, write_json
 from launch.cluster import Cluster
-from launch.local import Job, Local, describe_death, fill_slots, reap, submit
+from launch.local import Local, fill_slots, reap, submit
+from launch.supervise import RELAUNCHES
 
 
 @pytest.fixture
@@ -26,12 +26,14 @@ def local(tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lo
 
 
 def finish(local: Local) -> str:
-    """Wait for the one job, take it off its slot, and return what it printed."""
-    (job,) = local.jobs
-    job.process.wait(timeout=30)
-    reap(local)
-    assert local.jobs == []
-    return (job.attempt_dir / "log").read_text()
+    """Wait for the one job, take it off its slot, and return what its first attempt printed."""
+    (job,) = local.jobs.values()
+    deadline = time.monotonic() + 60
+    while local.jobs and time.monotonic() < deadline:
+        reap(local)
+        time.sleep(0.05)
+    assert local.jobs == {}
+    return (job.run_dir / "attempts/1/log").read_text()
 
 
 def test_a_job_gets_its_attempt_its_threads_and_no_secret(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,27 +58,24 @@ def test_a_run_that_another_process_trains_waits_at_the_end_of_the_queue(local: 
     first, second = local.plan.runs
     claim_attempt(local.experiment_dir / first.run_id)
     fill_slots(local)
-    assert [job.run.run_id for job in local.jobs] == [second.run_id]
+    assert [job.run.run_id for job in local.jobs.values()] == [second.run_id]
     assert [run.run_id for run in local.queue] == [first.run_id]
     finish(local)
     for cell in first.cells:  # the other process finishes it
         write_json(find_cell_dir(local.experiment_dir / first.run_id, cell) / "summary.json", {})
     fill_slots(local)
-    assert (local.jobs, local.queue) == ([], [])
+    assert (local.jobs, local.queue) == ({}, [])
 
 
-def die(code: str, attempt_dir: Path, local: Local) -> Job:
-    with (attempt_dir / "log").open("wb") as log:
-        process = subprocess.Popen([sys.executable, "-c", code], stderr=log)
-    process.wait(timeout=30)
-    return Job(local.plan.runs[0], attempt_dir, process, 0)
-
-
-def test_a_death_without_a_record_is_told(local: Local, tmp_path: Path) -> None:
-    killed = die("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", tmp_path, local)
-    assert describe_death(killed) == "killed by SIGKILL"
-    assert describe_death(die("import no_such_module", tmp_path, local)).startswith("exit status 1: ModuleNotFoundError")
-    assert describe_death(die("raise SystemExit(3)", tmp_path, local)) == "exit status 3: no output"
+def test_a_job_that_dies_without_a_record_is_told_and_tried_again_in_vain(local: Local) -> None:
+    run_dir = local.experiment_dir / local.plan.runs[-1].run_id
+    local.queue = [local.plan.runs[-1]]
+    (local.code_dir / "harness/train.py").write_text("import no_such_module")
+    fill_slots(local)
+    finish(local)
+    attempts = list_attempts(run_dir)
+    assert len(attempts) == 1 + RELAUNCHES
+    assert all("no_such_module" in read_json(attempt / "outcome.json")["reason"] for attempt in attempts)
 
 
 def test_a_diverged_run_is_a_result_and_not_tried_again(tiny_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

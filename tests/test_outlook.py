@@ -24,7 +24,15 @@ SHIPPED = sorted(path.stem for path in (ROOT / "launch/experiments").glob("*.tom
 FACTS = {
     "data/demo": (65, 1_003_854, 111_540),
     "data/shakespeare-char": (65, 1_003_854, 111_540),
+    "data/shakespeare-gpt2": (50_257, 301_966, 36_059),
     "data/gutenberg-bpe512": (512, 74_038_886, 4_529_215),
+}
+
+
+MACHINES = {
+    "paper_70b": Machine(device="H100", n_devices=1024),
+    "paper_175b": Machine(device="H100", n_devices=1024),
+    "gpt2_sizes": Machine(device="H100"),
 }
 
 
@@ -42,7 +50,7 @@ def load_on_paper(name: str) -> Experiment:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_experiments_plan_cleanly_and_look_as_they_should(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     experiment = load_on_paper(name)
-    machine = Machine(device="H100", n_devices=1024) if name.startswith("paper") else Machine(device="CPU", n_devices=2)
+    machine = MACHINES.get(name, Machine(device="CPU", n_devices=2))
     plan = forecast_plan(plan_experiment(experiment), machine)
     print_plan(plan, experiment)
     page, golden = capsys.readouterr().out, ROOT / f"tests/golden/plan_{name}.txt"

@@ -152,10 +152,23 @@ def read_columns(cells: pd.DataFrame, law: Law, convention: Convention) -> dict[
     return {name: cells[columns.get(name, name)].to_numpy(float, na_value=np.nan) for name in (*law.inputs, "val_loss")}
 
 
+def check_columns(kept: pd.DataFrame, choices: Choices, convention: Convention) -> None:
+    """Refuse a law or a choice whose column the table does not have.
+
+    Raises:
+        FitError: naming it.
+    """
+    needed = {convention.column if name == "n_params" else name for name in choices.law.inputs} | {choices.loss}
+    for column in sorted(needed):
+        if len(kept) and kept[column].isna().all():
+            raise FitError(f"column {column} is missing from every cell; record it, or map it (--map {column}=...)")
+
+
 def try_fit(kept: pd.DataFrame, convention: Convention, choices: Choices = DEFAULT_CHOICES) -> tuple[Fitted | None, str]:
     """Fit a law and its intervals, or return the reason why these cells support none."""
     columns = read_columns(kept, choices.law, convention)
     try:
+        check_columns(kept, choices, convention)
         weights = weigh_by_noise(kept) if choices.by_noise else None
         fit = fit_law(choices.law, columns, choices.objective, weights)
     except FitError as error:

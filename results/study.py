@@ -1,7 +1,7 @@
 """One table, the law fitted to it, its intervals and what must be said about them: what every page and figure is made of."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -73,6 +73,9 @@ class Choices:
     by_noise: bool = False
 
 
+DEFAULT_CHOICES = Choices()
+
+
 @dataclass(frozen=True)
 class Study:
     """A table and all that is claimed from it. `fitted` is None where the cells support no law, and `refusal` says why."""
@@ -87,7 +90,7 @@ class Study:
     seed_noise: SeedNoise | None
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
-    choices: Choices = field(default_factory=Choices)
+    choices: Choices = DEFAULT_CHOICES
 
     @property
     def kept(self) -> pd.DataFrame:
@@ -98,7 +101,7 @@ class Study:
 def fit_study(
     name: str,
     cells: pd.DataFrame,
-    choices: Choices | None = None,
+    choices: Choices = DEFAULT_CHOICES,
     *,
     warnings: Sequence[str] = (),
     notes: Sequence[str] = (),
@@ -107,7 +110,6 @@ def fit_study(
 
     `warnings`, `notes`: what is known beforehand, for example from reading a foreign table.
     """
-    choices = choices or Choices()
     if choices.loss != "val_loss":
         cells = cells.assign(val_loss=cells[choices.loss])
     kept = cells[~cells["excluded"]]
@@ -150,10 +152,23 @@ def read_columns(cells: pd.DataFrame, law: Law, convention: Convention) -> dict[
     return {name: cells[columns.get(name, name)].to_numpy(float, na_value=np.nan) for name in (*law.inputs, "val_loss")}
 
 
-def try_fit(kept: pd.DataFrame, convention: Convention, choices: Choices) -> tuple[Fitted | None, str]:
+def check_columns(kept: pd.DataFrame, choices: Choices, convention: Convention) -> None:
+    """Refuse a law or a choice whose column the table does not have.
+
+    Raises:
+        FitError: naming it.
+    """
+    needed = {convention.column if name == "n_params" else name for name in choices.law.inputs} | {choices.loss}
+    for column in sorted(needed):
+        if len(kept) and kept[column].isna().all():
+            raise FitError(f"column {column} is missing from every cell; record it, or map it (--map {column}=...)")
+
+
+def try_fit(kept: pd.DataFrame, convention: Convention, choices: Choices = DEFAULT_CHOICES) -> tuple[Fitted | None, str]:
     """Fit a law and its intervals, or return the reason why these cells support none."""
     columns = read_columns(kept, choices.law, convention)
     try:
+        check_columns(kept, choices, convention)
         weights = weigh_by_noise(kept) if choices.by_noise else None
         fit = fit_law(choices.law, columns, choices.objective, weights)
     except FitError as error:
@@ -276,7 +291,7 @@ def describe_study(study: Study) -> dict[str, Any]:
     excluded = study.cells[study.cells["excluded"]]
     return {
         "format": "scaling-harness-fit",
-        "format_version": 1,
+        "format_version": 2,
         "experiment": study.name,
         "law": study.choices.law.name,
         "equation": study.choices.law.equation,

@@ -35,6 +35,7 @@ N_RESAMPLES = 1000
 WEBB, SIGNS, FEW_RUNS = np.sqrt([0.5, 1.0, 1.5]), np.ones(1), 8
 MIN_SIZES_SHARED = 4  # E, A and alpha fit any three sizes: nothing would be left to show how trunks differ by luck
 MAX_AT_BOUND, MAX_UNCONVERGED = 0.05, 0.10  # shares of the resamples
+LARGE = 1e9
 MAX_RATIO = 10.0  # an interval of a positive quantity that spans more than this factor says nothing
 METHOD = "wild cluster bootstrap by run (trunk), CR2 residuals, t quantiles"
 # tests/test_uncertainty.py measures this sentence.
@@ -300,7 +301,9 @@ def explain_width(estimate: float, low: float, high: float, in_logs: bool) -> st
 
 
 def format_digits(value: float) -> str:
-    """Write a number with two significant digits and no exponent."""
+    """Write a number with two significant digits, and no exponent unless it is very large."""
+    if abs(value) >= LARGE:
+        return f"{value:.2g}"
     return np.format_float_positional(value, precision=2, unique=False, fractional=False, trim="-")
 
 
@@ -313,6 +316,9 @@ class SeedNoise:
     high: float
     n_cells: int
     n_groups: int
+
+
+ALIKE = ("size", "n_params", "planned_tokens", "lr", "global_batch_size", "schedule", "precision")
 
 
 def measure_seed_noise(cells: pd.DataFrame) -> SeedNoise | None:
@@ -330,6 +336,7 @@ def measure_seed_noise(cells: pd.DataFrame) -> SeedNoise | None:
 
 
 def list_alike(cells: pd.DataFrame) -> npt.NDArray[np.intp]:
-    """Number the groups of cells that differ in nothing but the seed; a table without some column is read by the others."""
-    told = [name for name in ("size", "planned_tokens", "lr", "global_batch_size", "schedule", "precision") if name in cells]
-    return np.asarray(cells.groupby([*told] if "size" in told else ["n_params", "tokens"], dropna=False).ngroup(), dtype=np.intp)
+    """Number the groups of cells that differ in nothing but the seed, as far as the table tells what they are."""
+    told = [name for name in ALIKE if name in cells and cells[name].notna().any()]
+    budget = [] if "planned_tokens" in told else ["tokens"]
+    return np.asarray(cells.groupby([*told, *budget], dropna=False).ngroup(), dtype=np.intp)

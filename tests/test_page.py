@@ -105,6 +105,9 @@ def test_data_that_cannot_support_a_fit_are_refused_in_one_line_each(run: Callab
         "empty table": (points.head(0), MAPPED),
         "no such law": (grid, ["--law", "chinchila"]),
         "repeats without seeds": (grid, ["--by-noise"]),
+        "a law of more than was recorded": (grid, ["--law", "repeated"]),
+        "a count that was not recorded": (grid, ["--params", "non_embedding"]),
+        "a loss that was not recorded": (grid, ["--loss", "val_bpb"]),
         "no such condition": (grid, ["--where", "tokns>3"]),
     }
     lines = []

@@ -125,8 +125,10 @@ def bench(
 
 @app.command()
 def plot(source: Source, runs_dir: RunsDir = Path("runs"), params: Params = "total") -> None:
-    """Draw the figures, as PNG and SVG: of an experiment, or of the coordinate check in a folder."""
+    """Draw the figures, as PNG, SVG and PDF: of an experiment, or of the coordinate check in a folder."""
+    from harness.runs import load_plan
     from results.plot import draw_pictures, write_pictures
+    from results.plot_compute import draw_compute
     from results.table import load_curves
     from results.transfer import COORDINATES, has_sweep, load_coordinates, plot_coordinates, plot_transfer
 
@@ -136,7 +138,8 @@ def plot(source: Source, runs_dir: RunsDir = Path("runs"), params: Params = "tot
         return
     experiment_dir = find_experiment(source, runs_dir)
     study = load_study(experiment_dir, params)
-    pictures = draw_pictures(study, load_curves(experiment_dir))
+    curves = load_curves(experiment_dir)
+    pictures = draw_pictures(study, curves) + draw_compute(study, curves, load_plan(experiment_dir))
     pictures += [plot_transfer(study.cells)] if has_sweep(study.cells) else []
     if not pictures:
         raise ConfigError(f"{experiment_dir}: no cell has a loss yet, so there is nothing to draw; train some cells first")
@@ -250,6 +253,7 @@ def report(source: Source, runs_dir: RunsDir = Path("runs"), params: Params = "t
     from results.claims import render_summary
     from results.page import describe_page, diagnose_study, fit_frontiers
     from results.plot import draw_pictures, write_pictures
+    from results.plot_compute import draw_compute
     from results.report import write_report
     from results.table import load_curves, measure_cost, write_table
 
@@ -259,9 +263,10 @@ def report(source: Source, runs_dir: RunsDir = Path("runs"), params: Params = "t
     cost = measure_cost(experiment_dir, study.cells, curves)
     write_table(study.cells, results_dir)
     write_json(results_dir / "fit.json", describe_page(study, diagnose_study(study), fit_frontiers(study)))
-    pictures = draw_pictures(study, curves)
+    plan = load_plan(experiment_dir)
+    pictures = draw_pictures(study, curves) + draw_compute(study, curves, plan)
     write_pictures(pictures, results_dir / "figures")
-    write_report(study, load_plan(experiment_dir), cost, pictures, results_dir)
+    write_report(study, plan, cost, pictures, results_dir)
     print(f"{results_dir}: report.html, report.md, table.csv, table.parquet, fit.json, {len(pictures)} figures in figures/")
     print(render_summary(study, cost))
 

@@ -374,3 +374,9 @@ LAWS = {
         KAPLAN_ND_FLOOR,
     )
 }
+# Fits of the same runs, N counting all parameters.
+# Sources: Hoffmann et al. 2022, arXiv 2203.15556, approach 3; Besiroglu et al. 2024, arXiv 2404.10102.
+PUBLISHED = {
+    "Hoffmann et al. 2022": Chinchilla(1.69, 406.4, 410.7, 0.34, 0.28),
+    "Besiroglu et al. 2024": Chinchilla(1.8172, 482.01, 2085.43, 0.3478, 0.3658),
+}

@@ -18,7 +18,7 @@ from results.descend import LOG_HUBER, MSE
 from results.design import list_candidates, pick_cells
 from results.fit import Fit, FitError, fit_chinchilla, fit_law
 from results.holdout import score_hold_out
-from results.laws import TIED, Chinchilla, FloatArray
+from results.laws import PUBLISHED, TIED, Chinchilla, FloatArray
 from results.plot import Picture, write_pictures
 from results.plot_lessons import (
     Mark,
@@ -33,10 +33,7 @@ from results.profiles import Profile, profile_parameter
 from results.repeated import REPEATED
 from results.uncertainty import estimate_spread, resample_runs
 
-PRINTED = {  # constants as printed, beside the minimum of the objective that their authors name
-    "Hoffmann et al. 2022": Chinchilla(1.69, 406.4, 410.7, 0.34, 0.28),
-    "Besiroglu et al. 2024": Chinchilla(1.8172, 482.01, 2085.43, 0.3478, 0.3658),
-}
+PRINTED = PUBLISHED  # constants as printed, beside the minimum of the objective that their authors name
 MUENNIGHOFF = {
     "E": float(np.exp(0.6254804)),
     "A": float(np.exp(6.255414)),

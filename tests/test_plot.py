@@ -142,13 +142,13 @@ def test_one_cell_alone_can_be_drawn(fake: Path, tmp_path: Path) -> None:
     for path in find_summaries(fake)[1:]:
         path.unlink()
     pictures = draw_pictures(fit_study("fake", load_cells(fake)), load_curves(fake))
-    assert len(write_pictures(pictures, tmp_path / "figures")) == 8
+    assert len(write_pictures(pictures, tmp_path / "figures")) == 12
 
 
 def test_the_same_study_gives_the_same_bytes(study: Study, curves: pd.DataFrame, tmp_path: Path) -> None:
     first = write_pictures(draw_pictures(study, curves)[:1], tmp_path / "a")
     second = write_pictures(draw_pictures(study, curves)[:1], tmp_path / "b")
-    assert [path.name for path in first] == ["loss_vs_params.png", "loss_vs_params.svg"]
+    assert [path.name for path in first] == ["loss_vs_params.png", "loss_vs_params.svg", "loss_vs_params.pdf"]
     for left, right in zip(first, second, strict=True):
         assert left.read_bytes() == right.read_bytes()
 

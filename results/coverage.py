@@ -104,7 +104,7 @@ def measure_coverage(layout: Layout, n_studies: int, seed: int = 0) -> pd.DataFr
     """
     draw = np.random.default_rng([seed, layout.sizes, layout.budgets, round(100 * (layout.share or 0.0))])
     fits, run_ids = simulate_studies(layout, n_studies, draw)
-    rows = pd.DataFrame([row for place, fit in enumerate(fits) for row in iter_intervals(fit, run_ids, place)])
+    rows = pd.DataFrame([row for number, fit in enumerate(fits) for row in iter_intervals(fit, run_ids, number)])
     grouped = rows.groupby(["method", "quantity"], sort=False)
     found = grouped.agg(coverage=("inside", "mean"), width=("width", "median"), n_studies=("inside", "size")).reset_index()
     return found.assign(layout=layout.words)

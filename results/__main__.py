@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from harness.config import ConfigError, run_command_line
-from results.sources import find_experiment, find_law, fit_loaded, load_study, load_table, read_plan
+from results.sources import find_experiment, find_law, fit_loaded, load_study, load_table, read_fixed, read_plan
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__, rich_markup_mode=None)
 
@@ -75,6 +75,7 @@ def fit(
     objective: Annotated[Literal["log_huber", "log_mse", "mse"], typer.Option(help="What is minimised.")] = "log_huber",
     delta: Annotated[float, typer.Option(min=1e-9, help="Where log_huber turns from squares to sizes, in ln L.")] = 1e-3,
     loss: Annotated[Literal["val_loss", "val_bpb"], typer.Option(help="Nats per token, or bits per byte.")] = "val_loss",
+    fix: Annotated[list[str] | None, typer.Option(help='Hold a parameter fixed: "E=1.69". Repeatable.')] = None,
     by_noise: Annotated[bool, typer.Option("--by-noise", help="Weight cells by seed noise, where cells repeat.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print fit.json instead of a page.")] = False,
     out: Out = None,
@@ -89,7 +90,8 @@ def fit(
     from results.study import Choices
 
     chosen = replace(OBJECTIVES[objective], delta=delta) if objective == "log_huber" else OBJECTIVES[objective]
-    choices = Choices(params, find_law(law), chosen, loss, by_noise)
+    form = find_law(law)
+    choices = Choices(params, form, chosen, loss, by_noise, read_fixed(form, fix or []))
     loaded = load_table(source, csv, mapping, where, hold_out, runs_dir)
     study, _ = fit_loaded(loaded, choices)
     diagnosis, frontiers = diagnose_study(study), fit_frontiers(study)

@@ -57,6 +57,26 @@ def find_law(name: str) -> "Law":
     return ALL_LAWS[name]
 
 
+def read_fixed(law: "Law", texts: list[str]) -> dict[str, float]:
+    """Read parameters that are to be held fixed.
+
+    Raises:
+        ConfigError: not of the form NAME=NUMBER, not of this law, or not above zero.
+    """
+    fixed = {}
+    for text in texts:
+        name, _, number = (part.strip() for part in text.partition("="))
+        try:
+            fixed[name] = float(number)
+        except ValueError as error:
+            raise ConfigError(f"--fix {text}: is not of the form NAME=NUMBER, for example --fix E=1.69") from error
+        if name not in law.parameters:
+            raise ConfigError(f"--fix {text}: {law.name} has no parameter {name} (it has {', '.join(law.parameters)})")
+        if not 0 < fixed[name] < float("inf"):
+            raise ConfigError(f"--fix {text}: must be a finite number above 0")
+    return fixed
+
+
 @dataclass(frozen=True)
 class Loaded:
     """A table and where it came from. `results_dir`: where its results go, or None for a foreign table."""

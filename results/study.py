@@ -1,7 +1,7 @@
 """One table, the law fitted to it, its intervals and what must be said about them: what every page and figure is made of."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -71,6 +71,7 @@ class Choices:
     objective: Objective = LOG_HUBER
     loss: str = "val_loss"
     by_noise: bool = False
+    fixed: Mapping[str, float] = field(default_factory=dict)
 
 
 DEFAULT_CHOICES = Choices()
@@ -170,7 +171,7 @@ def try_fit(kept: pd.DataFrame, convention: Convention, choices: Choices = DEFAU
     try:
         check_columns(kept, choices, convention)
         weights = weigh_by_noise(kept) if choices.by_noise else None
-        fit = fit_law(choices.law, columns, choices.objective, weights)
+        fit = fit_law(choices.law, columns, choices.objective, weights, choices.fixed)
     except FitError as error:
         return None, str(error)
     resamples = resample_runs(fit, kept["run_id"].tolist())
@@ -187,7 +188,8 @@ def fit_with_excluded(cells: pd.DataFrame, choices: Choices) -> Fit | None:
     if int(used.sum()) <= int((~cells["excluded"]).sum()):
         return None
     try:
-        return fit_law(choices.law, {name: values[used] for name, values in columns.items()}, choices.objective)
+        used_columns = {name: values[used] for name, values in columns.items()}
+        return fit_law(choices.law, used_columns, choices.objective, fixed=choices.fixed)
     except FitError:  # with the cells that were left out there may be no law, which is no news
         return None
 
@@ -338,6 +340,7 @@ def describe_fitted(fitted: Fitted, kept: pd.DataFrame) -> dict[str, Any]:
         "law": fit.law.name_params(fit.params),
         "derived": fit.law.derive(fit.law.name_params(fit.params)),
         "basins": [fit.law.name_params(b.params) | {"objective_value": b.objective_value} for b in fit.basins],
+        "fixed": {name: fit[name] for name in fit.fixed},
         "at_bounds": list(fit.at_bounds),
         "open_sides": list(fit.open_sides),
         "floor_near_zero": fit.is_floor_near_zero,

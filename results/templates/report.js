@@ -18,6 +18,7 @@
     }
     return String(+x.toPrecision(3));
   };
+  const power = (x) => x.toExponential(1).replace(".0", "").replace("+", "");
   const ticks = (low, high) => {
     const span = Math.log10(high / low), factors = span > 4 ? [1] : span > 1.2 ? [1, 3] : span > 0.5 ? [1, 1.5, 2, 3, 5, 7] : null;
     if (!factors) {
@@ -49,7 +50,7 @@
       const estimators = kind === "optimum" ? chosen.filter((name) => of.estimators[name]) : [];
       const stop = of.stops[Number(slider?.value ?? 0)];
       const points = [...cells.map((c) => [x(c), c.loss]), ...estimators.flatMap((name) => of.estimators[name])];
-      for (const line of lines) for (const p of line.points ?? line.band) points.push([p[0], p[1]]);
+      for (const line of lines) for (const [a, ...values] of line.points ?? line.band) for (const b of values) points.push([a, b]);
       if (stop && (kind === "flops" || kind === "optimum") && law.checked) points.push([stop.flops, kind === "flops" ? stop.loss : stop.n]);
       chart.replaceChildren();
       if (!points.length) { make("text", { x: W / 2, y: H / 2, "text-anchor": "middle" }, chart, "nothing to show"); return; }
@@ -60,7 +61,7 @@
       const py = (v) => T + (H - T - B) * (1 - Math.log(Math.min(Math.max(v, y0), y1) / y0) / Math.log(y1 / y0));
       for (const t of ticks(x0, x1)) {
         make("line", { x1: px(t), x2: px(t), y1: T, y2: H - B, class: "grid" }, chart);
-        make("text", { x: px(t), y: H - B + 16, "text-anchor": "middle" }, chart, count(t));
+        make("text", { x: px(t), y: H - B + 16, "text-anchor": "middle" }, chart, kind === "params" || kind === "tokens" ? count(t) : power(t));
       }
       for (const t of ticks(y0, y1)) {
         make("line", { x1: L, x2: W - R, y1: py(t), y2: py(t), class: "grid" }, chart);

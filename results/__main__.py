@@ -256,7 +256,8 @@ def report(source: Source, runs_dir: RunsDir = Path("runs"), params: Params = "t
     from results.page import describe_page, diagnose_study, fit_frontiers
     from results.plot import draw_pictures, write_pictures
     from results.plot_compute import draw_compute
-    from results.report import write_report
+    from results.predict import score_experiment
+    from results.report import Evidence, write_report
     from results.table import load_curves, measure_cost, write_table
 
     experiment_dir = find_experiment(source, runs_dir)
@@ -264,11 +265,13 @@ def report(source: Source, runs_dir: RunsDir = Path("runs"), params: Params = "t
     study, curves = load_study(experiment_dir, params), load_curves(experiment_dir)
     cost = measure_cost(experiment_dir, study.cells, curves)
     write_table(study.cells, results_dir)
-    write_json(results_dir / "fit.json", describe_page(study, diagnose_study(study), fit_frontiers(study)))
+    frontiers = fit_frontiers(study)
+    write_json(results_dir / "fit.json", describe_page(study, diagnose_study(study), frontiers))
     plan = load_plan(experiment_dir)
     pictures = draw_pictures(study, curves) + draw_compute(study, curves, plan)
     write_pictures(pictures, results_dir / "figures")
-    write_report(study, plan, cost, pictures, results_dir)
+    scores = score_experiment(experiment_dir, study.cells)
+    write_report(study, Evidence(plan, cost, pictures, frontiers, scores), results_dir)
     print(f"{results_dir}: report.html, report.md, table.csv, table.parquet, fit.json, {len(pictures)} figures in figures/")
     print(render_summary(study, cost))
 
@@ -385,6 +388,15 @@ def score(source: Source, runs_dir: RunsDir = Path("runs")) -> None:
         (folder / "results").mkdir(exist_ok=True)
         write_json(folder / "results" / "score.json", {"scores": [asdict(one) for one in scores]})
     print(render_scores(scores))
+
+
+@app.command()
+def compare(one: Source, other: Source, runs_dir: RunsDir = Path("runs"), params: Params = "total") -> None:
+    """Set two studies side by side: their numbers, whether these can be told apart, and what else differs."""
+    from results.compare import compare_studies
+
+    first, second = (load_study(find_experiment(source, runs_dir), params) for source in (one, other))
+    print(compare_studies(first, second))
 
 
 if __name__ == "__main__":

@@ -286,12 +286,12 @@ def plot_pairs(fitted: Fitted) -> Picture:
     figure = Figure(figsize=(6.4, 6.0))
     grid = figure.subplots(4, 4)
     for row, column in np.ndindex(4, 4):
-        axes = grid[row, column]
+        axes, shade = grid[row, column], PALETTE(DARKEST + 0.35)
         if column > row:
             axes.set_axis_off()
             continue
         low, high = np.quantile(terms, 0.005, axis=0), np.quantile(terms, 0.995, axis=0)
-        axes.scatter(terms[:, column], terms[:, row + 1], s=2, color=PALETTE(DARKEST + 0.35), alpha=0.35, linewidths=0)
+        axes.scatter(terms[:, column], terms[:, row + 1], s=2, color=shade, alpha=0.35, linewidths=0, rasterized=True)
         axes.set_xlim(low[column], high[column])
         axes.set_ylim(low[row + 1], high[row + 1])
         axes.tick_params(labelsize=6)

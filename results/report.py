@@ -7,7 +7,8 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from harness.records import Plan
+from results.checklist import NOT_RECORDED, fill_checklist
 from results.claims import (
     NOT_IDENTIFIED,
     describe_seed_noise,
@@ -23,14 +25,29 @@ from results.claims import (
     list_excluded,
     render_summary,
 )
+from results.explore import describe_charts, explain_split
+from results.frontier import Frontier
 from results.hindsight import compare_forecast, compare_scratch, list_doubts
 from results.page import render_method
 from results.plot import Picture
+from results.predict import CAVEAT, Score, describe_outcome, summarise_scores
 from results.study import CONVENTIONS, LEGEND, LOSSES, Study
 from results.table import Cost
 
 TEMPLATES = Path(__file__).parent / "templates"
-NOT_RECORDED = "not recorded"
+MOST_ROWS = 500  # of a table that are laid out at once: a browser takes seconds over ten thousand
+BEYOND_ASKED = 10.0  # the compute whose best split is quoted, over the largest fitted
+SORTED_AS_NUMBERS = (
+    "n_params",
+    "val_loss",
+    "planned_tokens",
+    "tokens",
+    "unique_tokens",
+    "epochs",
+    "flops",
+    "val_bpb",
+    "train_loss",
+)
 # What the environment section lists: column and words.
 ENVIRONMENT = {
     "device_name": "device",
@@ -48,9 +65,20 @@ ENVIRONMENT = {
 }
 
 
-def write_report(study: Study, plan: Plan, cost: Cost, pictures: Sequence[Picture], results_dir: Path) -> list[Path]:
-    """Write report.html and report.md; the Markdown shows the figures of `results_dir`/figures."""
-    facts = collect_facts(study, plan, cost, pictures, results_dir)
+@dataclass(frozen=True)
+class Evidence:
+    """What a report tells besides the study itself."""
+
+    plan: Plan
+    cost: Cost
+    pictures: Sequence[Picture]
+    frontiers: Mapping[str, Frontier | str] = field(default_factory=dict)
+    scores: Sequence[Score] = ()
+
+
+def write_report(study: Study, evidence: Evidence, results_dir: Path) -> list[Path]:
+    """Write report.html and report.md; table.csv and the figures already lie in `results_dir`."""
+    facts = collect_facts(study, evidence, results_dir)
     html, markdown = results_dir / "report.html", results_dir / "report.md"
     html.write_text(render_html(facts), encoding="utf-8")
     markdown.write_text(render_markdown(facts), encoding="utf-8")
@@ -58,14 +86,29 @@ def write_report(study: Study, plan: Plan, cost: Cost, pictures: Sequence[Pictur
 
 
 def render_html(facts: dict[str, Any]) -> str:
-    """Render the page; the policy admits its one style sheet by hash and images that are part of the page, nothing else."""
-    style = (TEMPLATES / "report.css").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    """Render the page; the policy admits its one style sheet and one script by hash and images that are part of the page."""
+    style, script = ((TEMPLATES / f"report.{suffix}").read_text(encoding="utf-8") for suffix in ("css", "js"))
+    policy = (
+        f"default-src 'none'; img-src data:; style-src '{hash_source(style)}'; script-src '{hash_source(script)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.get_template("report.html.j2").render(facts, style=Markup(style), policy=policy)
+    return environment.get_template("report.html.j2").render(
+        facts, style=Markup(style), script=Markup(script), policy=policy, chart_json=Markup(embed_json(facts["charts"]))
+    )
+
+
+def hash_source(text: str) -> str:
+    """Return what a content-security policy calls an inline text."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def embed_json(value: Any) -> str:  # noqa: ANN401 - any JSON value
+    """Write JSON that cannot end the element it stands in, whatever its texts hold."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def render_markdown(facts: dict[str, Any]) -> str:
@@ -89,10 +132,25 @@ def escape_markdown(value: Any) -> str:  # noqa: ANN401 - whatever a template pu
     return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", " ".join(text.split("\n")))
 
 
-def collect_facts(study: Study, plan: Plan, cost: Cost, pictures: Sequence[Picture], results_dir: Path) -> dict[str, Any]:
+def collect_facts(study: Study, evidence: Evidence, results_dir: Path) -> dict[str, Any]:
     """Gather what the templates show, as texts."""
+    plan, cost, pictures = evidence.plan, evidence.cost, evidence.pictures
     data, cells = plan.data, study.cells
+    charts = describe_charts(study, evidence.frontiers)
+    stops = charts["conventions"][charts["default"]]["stops"]
     return {
+        "charts": charts,
+        "estimators": sorted(charts["conventions"][charts["default"]]["estimators"]),
+        "has_stops": bool(stops),
+        "n_stops": len(stops),
+        "first_stop": next((i for i, stop in enumerate(stops) if stop["beyond"] > BEYOND_ASKED / 1.01), 0),
+        "most_rows": MOST_ROWS,
+        "answers": list_answers(study, stops),
+        "predictions": [describe_score(one) for one in evidence.scores],
+        "prediction_summary": Markup("") if not evidence.scores else summarise_scores(evidence.scores),
+        "caveat": CAVEAT,
+        "checklist": fill_checklist(study, plan),
+        "csv_address": Markup(f"data:text/csv;base64,{base64.b64encode((results_dir / 'table.csv').read_bytes()).decode()}"),
         "name": study.name,
         "summary": [line.split(":", 1) for line in render_summary(study, cost).splitlines()],
         "is_fallback": data.is_fallback,
@@ -122,6 +180,33 @@ def collect_facts(study: Study, plan: Plan, cost: Cost, pictures: Sequence[Pictu
         ],
         "plan_created": plan.created_utc,
         "source": json.dumps(plan.source, indent=1, sort_keys=True),
+    }
+
+
+def list_answers(study: Study, stops: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say the best split of ten times the fitted compute, and the loss to expect there."""
+    asked = next((stop for stop in stops if stop["beyond"] > BEYOND_ASKED / 1.01), None)
+    if asked is None or study.fitted is None:
+        return []
+    text, problem = asked["text"], explain_split(study.fitted)
+    if problem:
+        return [
+            f"The best split of {text['flops']} ({text['reach']}) is {NOT_IDENTIFIED}: {problem}. The loss expected there is "
+            f"{text['loss']} nats per token."
+        ]
+    return [
+        f"For {text['flops']} ({text['reach']}) the law would train {text['n']} parameters on {text['d']} tokens and expects "
+        f"a loss of {text['loss']} nats per token."
+    ]
+
+
+def describe_score(one: Score) -> dict[str, str]:
+    """Return a prediction's line as texts."""
+    return {
+        "cell_id": one.cell_id,
+        "predicted": f"{one.predicted:.4f} ({one.low:.4f} to {one.high:.4f})",
+        "outcome": describe_outcome(one),
+        "when": one.when,
     }
 
 
@@ -165,6 +250,7 @@ def describe_cell(row: dict[Any, Any]) -> dict[str, Any]:
         "val_bpb": text_of(row["val_bpb"], ".4f"),
         "train_loss": text_of(row["train_loss"], ".4f"),
         "flops": text_of(row["flops"], ".3g"),
+        "v": {name: "" if pd.isna(row[name]) else f"{row[name]:.10g}" for name in SORTED_AS_NUMBERS},
     }
 
 

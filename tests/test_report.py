@@ -109,7 +109,7 @@ def test_page_is_one_file_under_a_policy_that_lets_nothing_else_in(finished: Pat
     digest = base64.b64encode(hashlib.sha256(style.group(1).encode()).digest()).decode()
     assert policy.startswith("default-src 'none'; img-src data:; ")
     assert f"style-src 'sha256-{digest}'" in policy
-    assert not page.find("script")
+    assert [tag.get("type") for tag in page.find("script")] == ["application/json", None]
     assert not page.find("link")
     assert [tag for tag in page.tags if any(name.startswith("on") or name == "style" for name in tag[1])] == []
     assert all((tag["src"] or "").startswith("data:image/svg+xml;base64,") for tag in page.find("img"))
@@ -125,7 +125,8 @@ def test_answers_come_first_and_agree_with_fit_json(finished: Path) -> None:
     assert page.text.index("How does the loss fall") < page.text.index(claim.value) < page.text.index("Figures")
     assert f"({claim.interval})" in page.text
     ids = [tag["id"] for tag in page.find("h2")]
-    assert ids == ["answer", "figures", "cells", "exclusions", "planned", "noise", "data", "environment", "receipts"]
+    assert ids[:5] == ["answer", "explore", "predictions", "figures", "cells"]
+    assert ids[5:] == ["exclusions", "planned", "noise", "checklist", "data", "environment", "receipts"]
 
 
 def test_fit_json_recovers_the_law_that_made_the_losses(finished: Path) -> None:
@@ -159,7 +160,7 @@ def test_names_are_text_and_never_markup(fake: Path, call: Call) -> None:
     write_json(fake / "plan.json", plan)
     call("report", fake)
     page = read_page(fake)
-    assert not page.find("script")
+    assert len(page.find("script")) == 2
     assert page.text.count(HOSTILE) >= 3
     markdown = (fake / "results/report.md").read_text()
     assert "<script" not in markdown

@@ -118,7 +118,8 @@ class DeepSpeedEngine:
         """Write weights and optimiser state; each rank writes its part under names with its rank."""
         self.engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
         if self.ranks.rank == 0:
-            (folder / "zero_to_fp32.py").unlink(missing_ok=True)  # a program that DeepSpeed leaves in every checkpoint
+            for program in folder.glob("*.py"):  # DeepSpeed leaves one in every checkpoint
+                program.unlink()
 
     def read_state(self, folder: Path) -> None:
         """Take over weights and optimiser state. DeepSpeed runs what code the pickles hold: look at them before."""

@@ -136,8 +136,9 @@ class DeepSpeedEngine:
             writer.save = save
         if refusals:
             raise refusals[0]
-        for program in folder.glob("*.py"):
-            program.unlink()  # DeepSpeed leaves its conversion script in every checkpoint
+        if self.ranks.rank == 0:
+            for program in folder.glob("*.py"):
+                program.unlink()  # DeepSpeed leaves its conversion script in every checkpoint
 
     def read_state(self, folder: Path) -> None:
         """Take over weights and optimiser state. DeepSpeed runs what code the pickles hold: look at them before."""

@@ -133,7 +133,7 @@ def verify_parallel(plan: Plan, folder: Path, n_steps: int) -> list[dict[str, An
         mine = [case for case in cases if case.world_size == world_size]
         print(f"training {len(mine)} cases of {n_steps} steps on {world_size} rank{'s' * (world_size > 1)}", flush=True)
         launch(folder, [case.name for case in mine], world_size)
-    return [compare(folder, case, find_reference(case)) for case in cases]
+    return [compare(case, folder / case.name, folder / find_reference(case).name) for case in cases]
 
 
 def launch(folder: Path, names: list[str], world_size: int, program: tuple[str, ...] = ("-m", "harness.parity")) -> int:
@@ -146,15 +146,6 @@ def launch(folder: Path, names: list[str], world_size: int, program: tuple[str, 
     if done.returncode:
         print(f"torchrun ended with status {done.returncode}; see {log}", file=sys.stderr)
     return done.returncode
-
-
-def train_cases(folder: Path, names: list[str]) -> None:
-    """Train cases in this process group, one after another."""
-    run = load_case(folder / names[0])
-    ranks = join_ranks(run.how.engine.device)
-    for name in names:
-        train_case(folder / name, ranks)
-    ranks.close()
 
 
 def train_case(case_dir: Path, ranks: Ranks) -> None:
@@ -179,16 +170,16 @@ def load_case(case_dir: Path) -> RunRecord:
     return RunRecord.model_validate(read_json(case_dir / "run.json"))
 
 
-def compare(folder: Path, case: Case, reference: Case) -> dict[str, Any]:
+def compare(case: Case, case_dir: Path, reference_dir: Path) -> dict[str, Any]:
     """Return a case's row of the table: how far it is from its reference, and whether that will do."""
     row: dict[str, Any] = {
         "precision": case.precision,
         "engine": case.engine,
         "ranks": case.world_size,
         "accumulation": case.accumulation,
-        "reference": case == reference,
+        "reference": case == find_reference(case),
     }
-    mine, right = (list(iter_rows(folder / one.name)) for one in (case, reference))
+    mine, right = list(iter_rows(case_dir)), list(iter_rows(reference_dir))
     if len(mine) != len(right) or not right:
         return {**row, "verdict": "did not finish"}
     pairs = list(zip(mine, right, strict=True))
@@ -200,7 +191,7 @@ def compare(folder: Path, case: Case, reference: Case) -> dict[str, Any]:
         "loss_difference": find_largest_difference(losses, relative=case.precision == "fp32"),
         "grad_norm_difference": find_largest_difference(norms, relative=True),
         "val_loss_difference": abs(mine[-1]["val_loss"] - right[-1]["val_loss"]),
-        "weights_distance": measure_distance(folder / case.name, folder / reference.name),
+        "weights_distance": measure_distance(case_dir, reference_dir),
     }
     return {**row, "verdict": judge(row)}
 
@@ -270,7 +261,11 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("names", nargs="+")
     arguments = parser.parse_args()
-    train_cases(arguments.folder, arguments.names)
+    cases = [arguments.folder / name for name in arguments.names]
+    ranks = join_ranks(load_case(cases[0]).how.engine.device)
+    for case_dir in cases:
+        train_case(case_dir, ranks)
+    ranks.close()
 
 
 if __name__ == "__main__":

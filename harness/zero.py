@@ -35,6 +35,11 @@ def check_engine(what: What, engine: EngineSection) -> None:
         raise ConfigError(
             'engine.offload_optimizer=true, belongs to ZeRO; use engine.kind = "deepspeed" with zero_stage 1, 2 or 3, or drop it'
         )
+    if engine.offload_optimizer and what.precision == "bf16_native" and engine.zero_stage < 3:
+        raise ConfigError(
+            f"engine.zero_stage={engine.zero_stage}, offloaded in bf16_native DeepSpeed 0.19.8 accumulates micro-steps in bf16, "
+            "and does not recover from one gradient that is not finite; use zero_stage = 3, or drop offload_optimizer"
+        )
 
 
 def list_cautions(plan: Plan) -> list[str]:

@@ -34,6 +34,10 @@ def plan(data_dir, **sections):
         ({"optim": {**OPTIM, "kind": "muon"}, "model": MUP}, "has no mup factors"),
         ({"engine": {"offload_optimizer": True}}, "belongs to ZeRO"),
         ({"engine": {**DEEPSPEED, "zero_stage": 0, "offload_optimizer": True}}, "belongs to ZeRO"),
+        (
+            {"precision": "bf16_native", "engine": {**DEEPSPEED, "zero_stage": 2, "offload_optimizer": True}},
+            "engine.zero_stage=2, offloaded in bf16_native",
+        ),
         ({"optim": OPTIM, "engine": {"world_size": 5}}, "is not a multiple of world_size=5; use 25"),
         ({"optim": OPTIM, "engine": {"micro_batch_size": 4, "world_size": 4}}, "micro_batch_size x world_size = 4 x 4 = 16; use"),
     ],

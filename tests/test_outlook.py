@@ -5,7 +5,6 @@ HARNESS_UPDATE_GOLDEN=1 writes the files anew: look at the difference.
 
 import os
 import re
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -85,6 +84,18 @@ def run_timed(command: list[str], cwd: Path) -> float:
     return ended.children_user + ended.children_system - started.children_user - started.children_system
 
 
+# Not getrusage: a child's ru_maxrss begins at what its parent, here pytest with all it has loaded, held when it forked.
+PLAN_AND_TELL_PEAK = """
+import atexit, pathlib, sys
+from harness.__main__ import app
+def tell():
+    peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]
+    pathlib.Path("peak_kib").write_text(peak)
+atexit.register(tell)
+app(["plan", sys.argv[1]])
+"""
+
+
 def test_ten_thousand_cells_are_planned_within_five_seconds_and_500_mb(tmp_path: Path) -> None:
     sizes = ", ".join(f"{{ n_layer = {n}, n_head = {n}, d_model = {32 * n} }}" for n in range(2, 7))
     rates = ", ".join(f"{n}e-4" for n in range(1, 11))
@@ -95,9 +106,9 @@ def test_ten_thousand_cells_are_planned_within_five_seconds_and_500_mb(tmp_path:
         f"[grid]\nsizes = [{sizes}]\nsteps = [400, 800, 1600, 3200, 6400]\nseeds = {list(range(10))}\n"
         f'axes = {{ "optim.lr" = [{rates}], "optim.weight_decay" = [0.0, 0.05, 0.1, 0.2] }}\n'
     )
-    command = [sys.executable, "-m", "harness", "plan", str(tmp_path / "big.toml")]
+    command = [sys.executable, "-c", PLAN_AND_TELL_PEAK, str(tmp_path / "big.toml")]
     assert min(run_timed(command, tmp_path) for _ in range(2)) < 5.0
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 500 * 1024 or sys.platform == "darwin"
+    assert int((tmp_path / "peak_kib").read_text()) < 500 * 1024
 
 
 def test_an_edited_file_keeps_finished_cells_and_the_difference_says_so(data_dir: Path, tmp_path: Path) -> None:

@@ -86,10 +86,7 @@ def test_both_figures_are_drawn(tmp_path: Path) -> None:
     pictures = [plot_coordinates(*load_coordinates(tmp_path)), plot_transfer(fake_sweep())]
     paths = write_pictures(pictures, tmp_path / "figures")
     assert [path.name for path in paths] == [
-        "coordinate_check.png",
-        "coordinate_check.svg",
-        "width_transfer.png",
-        "width_transfer.svg",
+        f"{name}.{suffix}" for name in ("coordinate_check", "width_transfer") for suffix in ("png", "svg", "pdf")
     ]
     assert all(path.stat().st_size > 5_000 for path in paths)
     write_json(tmp_path / "coordinate_check.json", {"rows": []})

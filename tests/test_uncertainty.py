@@ -284,7 +284,7 @@ def test_what_is_held_fixed_has_no_interval_and_narrows_the_others() -> None:
         for fixed in ({}, {"E": LAW.E})
     )
     assert held["E"].problem == "held fixed, not fitted"
-    assert held["alpha"].high - held["alpha"].low < 0.8 * (whole["alpha"].high - whole["alpha"].low)
+    assert held["beta"].high - held["beta"].low < 0.8 * (whole["beta"].high - whole["beta"].low)  # E trades against beta here
 
 
 def test_cells_without_a_seed_are_no_repeats() -> None:

@@ -117,7 +117,9 @@ def publish_checkpoint(
         return target
     try:
         ranks.decide(lambda: make_empty(staging))
-        mine = ranks.together(lambda: write_files(staging, ranks.rank, engine))
+        own = staging / f".rank-{ranks.rank}"
+        ranks.together(own.mkdir)  # all have one before any begins, since engines wait for each other when they write
+        mine = ranks.together(lambda: write_files(staging, own, engine))
         files = {name: facts for part in ranks.gather(mine) for name, facts in part.items()}
         content = {**asdict(origin), "step": state.step, "probe_loss": probe_loss}
         ranks.decide(lambda: seal(staging, target, attempt_dir, state, {**content, "files": files}))
@@ -134,13 +136,8 @@ def make_empty(folder: Path) -> None:
     folder.mkdir(parents=True)
 
 
-def write_files(staging: Path, rank: int, engine: Engine) -> dict[str, dict[str, Any]]:
-    """Have the engine write one rank's files, make them durable, and return size and SHA-256 of each.
-
-    Note: each rank writes into a folder of its own first, so that it knows which files are its.
-    """
-    own = staging / f".rank-{rank}"
-    own.mkdir()
+def write_files(staging: Path, own: Path, engine: Engine) -> dict[str, dict[str, Any]]:
+    """Have the engine write one rank's files into a folder of its own, make them durable, move them up, and describe them."""
     engine.write_state(own)
     described = {}
     for path in sorted(p for p in own.rglob("*") if p.is_file()):
@@ -259,6 +256,25 @@ def find_on_the_way(run_dir: Path, cell: CellRecord) -> Path | None:
             "one, or remove them all to train from the beginning"
         )
     return found
+
+
+def take_over(
+    checkpoint: Path, engine: Engine, ranks: Ranks, here: Origin, allow_reshape: bool
+) -> tuple[TrainState, float | None]:
+    """Load a checkpoint that `find_newest` has verified, on all ranks; return its counters and its probe loss.
+
+    Raises:
+        ConfigError: it was written by another engine, or as ZeRO's parts for another number of ranks.
+    """
+    manifest, state = ranks.together(lambda: (read_manifest(checkpoint), load_state(checkpoint)))
+    if check_resumable(checkpoint, manifest, here, allow_reshape):
+        from harness.reshape import read_reshaped  # here, since it needs deepspeed
+
+        scratch = checkpoint.parent / f".staging-reshape-{here.attempt}"
+        read_reshaped(engine, ranks, checkpoint, scratch, state.step - state.skipped_steps)
+    else:
+        engine.read_state(checkpoint)
+    return state, manifest["probe_loss"]
 
 
 def load_state(checkpoint: Path) -> TrainState:

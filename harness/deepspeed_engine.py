@@ -4,8 +4,8 @@ DeepSpeed reduces, partitions and gathers; data, schedule, optimiser and what be
 """
 
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -35,6 +35,7 @@ class DeepSpeedEngine:
         client = build_adamw(self.model, what, ranks.device)
         config = render_zero_config(what, how, ranks.world_size)
         self.engine, self.optimizer, _, _ = deepspeed.initialize(model=self.model, optimizer=client, config=config)
+        self.engine._copy_recovery_script = lambda save_path: None  # no program in a checkpoint, and no copy on a full disk
         if how.compile:
             self.engine.compile()
         self.norm = torch.zeros(())
@@ -115,30 +116,9 @@ class DeepSpeedEngine:
         return whole
 
     def write_state(self, folder: Path) -> None:
-        """Write weights and optimiser state; each rank writes its part under names with its rank.
-
-        Note: save_checkpoint has barriers, so a rank whose disk refuses raises only after them; the others would wait for it.
-        """
-        refusals: list[Exception] = []
-        writer = self.engine.checkpoint_engine
-        save = writer.save
-
-        def save_or_note(*arguments: Any, **options: Any) -> None:  # noqa: ANN401 - DeepSpeed's
-            try:
-                save(*arguments, **options)
-            except (OSError, RuntimeError) as error:  # torch.save raises the latter over the former
-                refusals.append(error)
-
-        writer.save = save_or_note
-        try:
+        """Write weights and optimiser state; each rank writes its part under names with its rank."""
+        with refusing_late(self.engine.checkpoint_engine):
             self.engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
-        finally:
-            writer.save = save
-        if refusals:
-            raise refusals[0]
-        if self.ranks.rank == 0:
-            for program in folder.glob("*.py"):
-                program.unlink()  # DeepSpeed leaves its conversion script in every checkpoint
 
     def read_state(self, folder: Path) -> None:
         """Take over weights and optimiser state. DeepSpeed runs what code the pickles hold: look at them before."""
@@ -161,6 +141,27 @@ class DeepSpeedEngine:
             group.update(setting)
         for state in self.optimizer.optimizer.state.values():
             state["step"] = torch.full_like(state["step"], n_updates)
+
+
+@contextmanager
+def refusing_late(writer: Any) -> Iterator[None]:  # noqa: ANN401 - DeepSpeed's
+    """Raise what the disk refused to DeepSpeed's writer only at the end: saving has barriers, at which the others would wait."""
+    save, refusals = writer.save, []
+
+    def save_or_note(state_dict: Any, path: str) -> None:  # noqa: ANN401 - DeepSpeed's
+        try:
+            Path(path).parent.mkdir(exist_ok=True)
+            save(state_dict, path)
+        except (OSError, RuntimeError) as error:  # torch.save raises the latter over the former
+            refusals.append(error)
+
+    writer.save = save_or_note
+    try:
+        yield
+    finally:
+        writer.save = save
+    if refusals:
+        raise refusals[0]
 
 
 def import_deepspeed(ranks: Ranks) -> ModuleType:

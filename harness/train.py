@@ -21,16 +21,14 @@ from harness.batches import Batches, chain_receipt, open_data
 from harness.checkpoint import (
     Origin,
     TrainState,
-    check_resumable,
     describe_origin,
     find_folder,
     find_on_the_way,
-    load_state,
     prune_checkpoints,
     publish_checkpoint,
-    read_manifest,
     remove_checkpoints,
     staged_result,
+    take_over,
 )
 from harness.config import ConfigError, run_command_line
 from harness.console import count_steps_left
@@ -175,15 +173,8 @@ def restore(t: Training, cell: CellRecord) -> None:
     """Go to the newest valid checkpoint on the way to a cell, which rank 0 chooses; else to step 0."""
     found = t.ranks.decide(lambda: find_on_the_way(t.run_dir, cell))
     if found is not None:
-        manifest, t.state = t.ranks.together(lambda: (read_manifest(found), load_state(found)))
-        if check_resumable(found, manifest, t.origin, t.allow_reshape):
-            from harness.reshape import read_reshaped  # here, since it needs deepspeed
-
-            scratch = found.parent / f".staging-reshape-{t.attempt.number}"
-            read_reshaped(t.engine, t.ranks, found, scratch, t.state.step - t.state.skipped_steps)
-        else:
-            t.engine.read_state(found)
-        check_probe(found, score_probe(t.engine, t.val, t.run), manifest["probe_loss"], t.run)
+        t.state, probe_loss = take_over(found, t.engine, t.ranks, t.origin, t.allow_reshape)
+        check_probe(found, score_probe(t.engine, t.val, t.run), probe_loss, t.run)
         t.metrics.note(f"from checkpoint {found.relative_to(t.run_dir)}")
     elif t.state.step:  # the weights are another segment's
         t.state, t.engine = TrainState(), open_engine(t.run, t.ranks)

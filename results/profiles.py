@@ -43,8 +43,9 @@ def profile_parameter(fit: Fit, parameter: str, level: float = 0.95) -> Profile:
     places = np.concatenate([below[::-1], [centre], above])
     objective = descend_at(fit, index, places)
     ends = []
-    for outward in (slice(N_STEPS, None, -1), slice(N_STEPS, None)):
-        ends.append(find_crossing(fit, index, places[outward], objective[outward], threshold))
+    for sign, outward in ((-1.0, slice(N_STEPS, None, -1)), (1.0, slice(N_STEPS, None))):
+        end = find_crossing(fit, index, places[outward], objective[outward], threshold)
+        ends.append(sign * np.inf if end is None else end)
     is_log = bool(fit.law.is_log[index])
     values, (left, right) = (np.exp(places), np.exp(ends)) if is_log else (places, np.array(ends))
     return Profile(parameter, values, objective, threshold, float(left) if np.isfinite(ends[0]) else 0.0, float(right))
@@ -60,12 +61,12 @@ def descend_at(fit: Fit, index: int, places: FloatArray) -> FloatArray:
     return np.asarray(reached.reshape(len(places), -1).min(axis=1))
 
 
-def find_crossing(fit: Fit, index: int, places: FloatArray, objective: FloatArray, threshold: float) -> float:
-    """Return where the objective, followed outward, passes the threshold for good; infinite where it does not."""
+def find_crossing(fit: Fit, index: int, places: FloatArray, objective: FloatArray, threshold: float) -> float | None:
+    """Return where the objective, followed outward, passes the threshold for good; None where it does not."""
     inside = np.flatnonzero(objective <= threshold)
     last = int(inside[-1])
     if last == len(places) - 1:
-        return float(np.inf * np.sign(places[-1] - places[0]))
+        return None
     finer = np.linspace(places[last], places[last + 1], N_REFINED)
     reached = np.maximum.accumulate(descend_at(fit, index, finer))
     return float(np.interp(threshold, reached, finer))

@@ -284,7 +284,6 @@ def test_what_is_held_fixed_has_no_interval_of_its_own() -> None:
         for fixed in ({}, {"E": LAW.E})
     )
     assert held["E"].problem == "held fixed, not fitted"
-    assert held["beta"].high - held["beta"].low < 0.8 * (whole["beta"].high - whole["beta"].low)  # E trades against beta here
     for intervals in (whole, held):
         assert intervals["alpha"].low < LAW.alpha < intervals["alpha"].high
     assert whole["E"].problem != held["E"].problem

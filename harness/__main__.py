@@ -229,5 +229,25 @@ def parallel(
     sys.exit(1 if has_failed(rows) else 0)
 
 
+@verify_app.command()
+def resume(
+    experiment: ExperimentFile,
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(min=6, help="Optimiser steps of each case.")] = 50,
+    to: Annotated[Path, typer.Option(help="Where table.json, table.md and each case's files go.")] = Path("runs/verify/resume"),
+) -> None:
+    """Kill and stop the smallest cell's training on every engine; it must end to the bit as if left alone."""
+    from harness.config import load_experiment
+    from harness.interruption import has_failed, render_markdown, verify_resume
+    from harness.runs import write_json
+
+    rows = verify_resume(load_experiment(experiment, overrides), to, steps)
+    table = render_markdown(rows)
+    write_json(to / "table.json", {"format": "scaling-harness-resume", "format_version": 1, "steps": steps, "rows": rows})
+    (to / "table.md").write_text(table + "\n")
+    print(f"{table}\nwritten to {to}")
+    sys.exit(1 if has_failed(rows) else 0)
+
+
 if __name__ == "__main__":
     run_command_line(app)

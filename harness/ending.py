@@ -184,9 +184,10 @@ def settle_outcome(attempt_dir: Path, world_size: int, otherwise: str) -> dict[s
     own = [record for _, record in sorted(records.items()) if record["cause"] != "peer"]
     if own:
         return next((record for record in own if record["state"] in ("oom", "disk_full")), own[0])
-    silent = [rank for rank in range(world_size) if rank not in records]
-    seen = max((record["step"] or 0 for record in records.values()), default=0) or None
-    if records and silent:
+    beats = [read_heartbeat(attempt_dir / f"heartbeat-{rank}") for rank in range(world_size)]
+    seen = max((beat["step"] for beat in beats if beat), default=None)
+    silent = [rank for rank in range(world_size) if rank not in records and (records or beats[rank])]
+    if world_size > 1 and silent:
         where = ", ".join(describe_rank(attempt_dir, rank) for rank in silent)
         return make_outcome("failed", f"{where} died without a record: killed", seen, None, "killed", silent[0])
     return make_outcome("failed", otherwise, seen, None, "killed", None)

@@ -33,7 +33,7 @@ def submit(
     from harness.cost import describe_here, forecast_plan
     from harness.outlook import confirm_cost
     from harness.plan import plan_experiment
-    from harness.runs import write_plan
+    from harness.runs import find_experiment_dir, list_pending_cells, write_plan
     from launch.cluster import load_cluster
     from launch.local import submit as submit_local
 
@@ -42,10 +42,12 @@ def submit(
     if loaded.data.on_paper is not None:
         raise ConfigError(f"{experiment.name}: data.on_paper, there is nothing to train on; prepare data and give data.dir")
     plan = forecast_plan(plan_experiment(loaded), place.machine or describe_here())
-    for finding in plan.findings:
-        print(f"warning: {finding.rule} ({finding.field}): {finding.message}")
-    assert plan.forecast is not None
-    confirm_cost(plan.forecast, max_device_hours, yes)
+    experiment_dir = find_experiment_dir(runs_dir, plan.experiment)
+    if any(list_pending_cells(experiment_dir / run.run_id, run) for run in plan.runs):
+        for finding in plan.findings:
+            print(f"warning: {finding.rule} ({finding.field}): {finding.message}")
+        assert plan.forecast is not None
+        confirm_cost(plan.forecast, max_device_hours, yes)
     sys.exit(submit_local(plan, write_plan(plan, runs_dir), place))
 
 

@@ -216,6 +216,9 @@ class Supervision:
 
     def settle(self) -> dict[str, Any]:
         """Return the attempt's outcome; where the ranks left none, write the one that can be told from outside."""
+        for stacks in self.attempt_dir.glob("stacks-*"):
+            if stacks.stat().st_size == 0:
+                stacks.unlink()  # of a rank that did not hang
         path = self.attempt_dir / "outcome.json"
         if path.exists():
             return read_json(path)  # type: ignore[no-any-return]
@@ -237,8 +240,9 @@ class Supervision:
             return self.verdict
         if status < 0:
             return f"{where}: killed by {signal.Signals(-status).name}"
-        words = (self.attempt_dir / "log").read_text(errors="replace").strip().splitlines()[-1:]
-        return f"exit status {status}: {words[0] if words else 'no output'}"
+        lines = (self.attempt_dir / "log").read_text(errors="replace").splitlines()
+        words = next((line for line in reversed(lines) if any(letter.isalpha() for letter in line)), "no output")
+        return f"exit status {status}: {words.strip()}"
 
     def is_worth_another(self, outcome: dict[str, Any]) -> bool:
         """Say whether to start again: out of memory with smaller micro-batches, after a failure that may pass."""

@@ -1,19 +1,12 @@
 """`python -m results`: from an experiment's runs to one table, a fitted law, pictures and a report."""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from harness.config import ConfigError, run_command_line
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from harness.records import Plan
-    from results.laws import Law
-    from results.study import Study
+from results.sources import find_experiment, find_law, fit_loaded, load_study, load_table, read_fixed, read_plan
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__, rich_markup_mode=None)
 
@@ -82,6 +75,7 @@ def fit(
     objective: Annotated[Literal["log_huber", "log_mse", "mse"], typer.Option(help="What is minimised.")] = "log_huber",
     delta: Annotated[float, typer.Option(min=1e-9, help="Where log_huber turns from squares to sizes, in ln L.")] = 1e-3,
     loss: Annotated[Literal["val_loss", "val_bpb"], typer.Option(help="Nats per token, or bits per byte.")] = "val_loss",
+    fix: Annotated[list[str] | None, typer.Option(help='Hold a parameter fixed: "E=1.69". Repeatable.')] = None,
     by_noise: Annotated[bool, typer.Option("--by-noise", help="Weight cells by seed noise, where cells repeat.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print fit.json instead of a page.")] = False,
     out: Out = None,
@@ -92,16 +86,14 @@ def fit(
 
     from harness.runs import write_json
     from results.descend import OBJECTIVES
-    from results.fit import FitError
     from results.page import describe_page, diagnose_study, fit_frontiers, render_page
-    from results.study import Choices, fit_study
+    from results.study import Choices
 
     chosen = replace(OBJECTIVES[objective], delta=delta) if objective == "log_huber" else OBJECTIVES[objective]
-    choices = Choices(params, find_law(law), chosen, loss, by_noise)
+    form = find_law(law)
+    choices = Choices(params, form, chosen, loss, by_noise, read_fixed(form, fix or []))
     loaded = load_table(source, csv, mapping, where, hold_out, runs_dir)
-    study = fit_study(loaded.name, loaded.cells, choices, warnings=loaded.warnings, notes=loaded.notes)
-    if study.fitted is None:
-        raise FitError(f"{loaded.where}: {study.refusal}")
+    study, _ = fit_loaded(loaded, choices)
     diagnosis, frontiers = diagnose_study(study), fit_frontiers(study)
     facts, results_dir = describe_page(study, diagnosis, frontiers), out or loaded.results_dir
     if results_dir is not None:
@@ -285,24 +277,58 @@ def report(source: Source, runs_dir: RunsDir = Path("runs"), params: Params = "t
 
 
 @app.command()
-def diagnose(source: Source, runs_dir: RunsDir = Path("runs"), params: Params = "total") -> None:
+def diagnose(
+    source: OptionalSource = None,
+    csv: Csv = None,
+    mapping: Mapping = None,
+    where: Where = None,
+    hold_out: HoldOut = None,
+    runs_dir: RunsDir = Path("runs"),
+    params: Params = "total",
+    out: Out = None,
+) -> None:
     """Say what to doubt about a fit: identification, influence, hold-out, residuals, other specifications; draw them."""
     from results.diagnose import diagnose, render_diagnosis
-    from results.fit import FitError
     from results.plot import write_pictures
     from results.plot_diagnosis import draw_diagnosis
+    from results.study import Choices
 
-    experiment_dir = find_experiment(source, runs_dir)
-    study = load_study(experiment_dir, params)
-    if study.fitted is None:
-        raise FitError(f"{experiment_dir}: {study.refusal}")
-    diagnosis = diagnose(study.kept, study.fitted, study.convention)
-    text = render_diagnosis(study.name, diagnosis)
+    loaded = load_table(source, csv, mapping, where, hold_out, runs_dir)
+    study, fitted = fit_loaded(loaded, Choices(params))
+    diagnosis = diagnose(study.kept, fitted, study.convention)
+    text, results_dir = render_diagnosis(study.name, diagnosis), out or loaded.results_dir
     print(text)
-    (experiment_dir / "results").mkdir(exist_ok=True)
-    (experiment_dir / "results" / "diagnosis.md").write_text(f"```\n{text}\n```\n")
-    for path in write_pictures(draw_diagnosis(diagnosis), experiment_dir / "results" / "figures"):
-        print(path)
+    if results_dir is not None:
+        results_dir.mkdir(parents=True, exist_ok=True)
+        (results_dir / "diagnosis.md").write_text(f"```\n{text}\n```\n")
+        for path in write_pictures(draw_diagnosis(diagnosis), results_dir / "figures"):
+            print(path)
+
+
+@app.command()
+def allocate(
+    source: OptionalSource = None,
+    flops: Annotated[float | None, typer.Option(help="Split this budget.")] = None,
+    loss: Annotated[float | None, typer.Option(help="Find the cheapest way to this loss.")] = None,
+    served_tokens: Annotated[float, typer.Option(help="Tokens that the model will serve; they cost 2 N each.")] = 0.0,
+    csv: Csv = None,
+    mapping: Mapping = None,
+    where: Where = None,
+    runs_dir: RunsDir = Path("runs"),
+    params: Params = "total",
+) -> None:
+    """Say which model to train, on how many tokens, for a budget or for a loss, with intervals."""
+    from results.decide import decide_budget, decide_loss, render_decision
+    from results.study import Choices
+
+    if (flops is None) == (loss is None):
+        raise ConfigError("allocate: give a budget with --flops or a loss with --loss, and not both")
+    study, fitted = fit_loaded(load_table(source, csv, mapping, where, None, runs_dir), Choices(params))
+    if flops is not None:
+        decision = decide_budget(fitted, flops, served_tokens)
+    else:
+        decision = decide_loss(fitted, loss or 0.0, served_tokens)
+    print(render_decision(decision, study.convention))
 
 
 @app.command()
@@ -371,98 +397,6 @@ def compare(one: Source, other: Source, runs_dir: RunsDir = Path("runs"), params
 
     first, second = (load_study(find_experiment(source, runs_dir), params) for source in (one, other))
     print(compare_studies(first, second))
-
-
-def find_experiment(source: Path, runs_dir: Path) -> Path:
-    """Return an experiment's folder from its file or from itself.
-
-    Raises:
-        ConfigError: neither, or the file is not an experiment.
-    """
-    from harness.config import load_experiment
-    from harness.runs import find_experiment_dir
-
-    if source.suffix == ".toml":
-        return find_experiment_dir(runs_dir, load_experiment(source).name)
-    if source.is_dir():
-        return source
-    raise ConfigError(f"{source}: is neither an experiment file (*.toml) nor a folder; give one of them")
-
-
-def read_plan(source: Path, runs_dir: Path) -> "Plan":
-    """Plan an experiment file anew, or read the frozen plan of a folder."""
-    from harness.config import load_experiment
-    from harness.plan import plan_experiment
-    from harness.runs import load_plan
-
-    return plan_experiment(load_experiment(source)) if source.suffix == ".toml" else load_plan(find_experiment(source, runs_dir))
-
-
-def find_law(name: str) -> "Law":
-    """Return a law by name.
-
-    Raises:
-        ConfigError: there is none of this name.
-    """
-    import difflib
-
-    from results.repeated import ALL_LAWS
-
-    if name not in ALL_LAWS:
-        near = difflib.get_close_matches(name, ALL_LAWS, 1)
-        raise ConfigError(
-            f"--law {name}: there is no such law{f'; did you mean {near[0]}?' if near else ''} ({', '.join(ALL_LAWS)})"
-        )
-    return ALL_LAWS[name]
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A table and where it came from. `results_dir`: where its results go, or None for a foreign table."""
-
-    name: str
-    where: Path
-    cells: "pd.DataFrame"
-    results_dir: Path | None
-    warnings: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-
-
-def load_table(
-    source: Path | None,
-    csv: Path | None,
-    mapping: list[str] | None,
-    where: list[str] | None,
-    hold_out: list[str] | None,
-    runs_dir: Path,
-) -> Loaded:
-    """Read an experiment, a folder of them, or a foreign table.
-
-    Raises:
-        ConfigError: not exactly one of them is named, or it cannot be read.
-    """
-    from results.external import load_external
-    from results.table import load_runs
-
-    if (source is None) == (csv is None):
-        raise ConfigError("results: name an experiment or its folder, or a foreign table with --csv FILE, and not both")
-    if csv is not None:
-        read = load_external(csv, mapping or [], where or [], hold_out or [])
-        return Loaded(csv.stem, csv, read.cells, None, read.warnings, read.notes)
-    if mapping or where or hold_out:
-        raise ConfigError("--map, --where, --hold-out: are for a foreign table (--csv FILE); an experiment says these itself")
-    assert source is not None
-    folder = find_experiment(source, runs_dir)
-    return Loaded(folder.name, folder, load_runs(folder), folder / "results")
-
-
-def load_study(experiment_dir: Path, params: Literal["total", "non_embedding", "matmul"]) -> "Study":
-    """Read an experiment's cells and fit them."""
-    from harness.runs import load_plan
-    from results.study import Choices, fit_study
-    from results.table import load_cells
-
-    return fit_study(load_plan(experiment_dir).experiment, load_cells(experiment_dir), Choices(params))
 
 
 if __name__ == "__main__":

@@ -43,7 +43,11 @@ def list_claims(fitted: Fitted) -> list[Claim]:
     }
     if not fitted.fit.law.is_chinchilla:
         meanings = {name: name for name in fitted.fit.law.parameters}
-    return [make_claim(name, meaning, fitted.intervals[name]) for name, meaning in meanings.items()]
+    elif "beta" not in fitted.fit.law.parameters:
+        meanings["alpha"] = "alpha, exponent of parameters and of tokens"
+        del meanings["beta"], meanings["optimum_exponent"]
+    fixed = fitted.fit.fixed
+    return [make_claim(name, meaning, fitted.intervals[name]) for name, meaning in meanings.items() if name not in fixed]
 
 
 def make_claim(name: str, meaning: str, interval: Interval) -> Claim:

@@ -24,6 +24,7 @@ CELLS_PER_PARAMETER, TRUNKS_PER_PARAMETER = 2, 2
 SLOPPY_CHANGE = 1e-3  # of ln L: how large a change the sloppy direction is described at
 LEVEL = 0.05  # below this p-value, structure or lack of fit is called so
 LARGE_INFLUENCE = 0.05  # of a
+MAX_SIZES = 40  # left out one by one
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Diagnosis:
 def diagnose(kept: pd.DataFrame, fitted: Fitted, convention: Convention) -> Diagnosis:
     """Look at a fit from every side; `kept` are the cells that were fitted."""
     fit = fitted.fit
-    slopes = jacobian(fit.theta, fit.centred)
+    slopes = jacobian(fit.theta, fit.centred)[:, fit.free]
     columns = {"n_params": convention.column, "tokens": "tokens", "val_loss": "val_loss"}
     cells = {name: kept[column].to_numpy(float) for name, column in columns.items()}
     correlations = correlate_parameters(slopes)
@@ -93,7 +94,7 @@ def correlate_parameters(slopes: FloatArray) -> FloatArray:
 def find_sloppy(slopes: FloatArray) -> FloatArray:
     """Return the move of theta that the cells see least, scaled to a root mean square change of ln L of `SLOPPY_CHANGE`."""
     size = np.maximum(np.linalg.norm(slopes, axis=0), 1e-300)
-    direction = np.linalg.svd(slopes / size)[2][-1] / size
+    direction = np.linalg.svd(slopes / size, full_matrices=False)[2][-1] / size
     change = float(np.sqrt(np.mean((slopes @ direction) ** 2)))
     direction *= np.sign(direction[-1] or 1.0)
     return np.asarray(direction * (SLOPPY_CHANGE / max(change, 1e-300)))
@@ -101,9 +102,11 @@ def find_sloppy(slopes: FloatArray) -> FloatArray:
 
 def describe_sloppy(diagnosis: Diagnosis) -> str:
     """Say the sloppy direction in words."""
-    law = diagnosis.fitted.fit.law
+    fit, law = diagnosis.fitted.fit, diagnosis.fitted.fit.law
     moves = []
-    for name, is_log, move in zip(law.parameters, law.is_log, diagnosis.sloppy, strict=True):
+    for name, is_log, move in zip(
+        np.array(law.parameters)[fit.free].tolist(), law.is_log[fit.free], diagnosis.sloppy, strict=True
+    ):
         size = f"{100 * abs(np.expm1(move)):.2g}%" if is_log else f"{abs(move):.2g}"
         what = f"the {name} term" if is_log and name != law.floor else name
         moves.append(f"{what} {'up' if move > 0 else 'down'} {size}")
@@ -116,7 +119,7 @@ def describe_sloppy(diagnosis: Diagnosis) -> str:
 def iter_gate(fitted: Fitted, correlations: FloatArray) -> Iterator[str]:
     """Say each reason why numbers of this fit may not be identified, and which cells would help."""
     fit, resamples = fitted.fit, fitted.resamples
-    names, p = fit.law.parameters, int(fit.free.sum())
+    names, p = np.array(fit.law.parameters)[fit.free], int(fit.free.sum())
     if fit.condition_number > MAX_CONDITION:
         yield f"condition number {fit.condition_number:,.0f} is above {MAX_CONDITION:,.0f}: parameters are nearly interchangeable"
     for i, j in zip(*np.nonzero(np.triu(np.abs(correlations) > MAX_CORRELATION, k=1)), strict=True):
@@ -138,7 +141,10 @@ def iter_gate(fitted: Fitted, correlations: FloatArray) -> Iterator[str]:
 
 def iter_ratio_problems(fit: Fit) -> Iterator[str]:
     """Say whether tokens per parameter vary enough to tell the two terms apart."""
-    log_n, log_d = fit.centred.x + fit.centred.mean[:, None]
+    if not {"n_params", "tokens"} <= set(fit.law.inputs):
+        return
+    logs = fit.centred.x + fit.centred.mean[:, None]
+    log_n, log_d = (logs[fit.law.inputs.index(name)] for name in ("n_params", "tokens"))
     ratios = np.unique(np.round(log_d - log_n, 2))
     span = float(np.exp(ratios[-1] - ratios[0]))
     if len(ratios) < MIN_RATIOS or span < MIN_RATIO_SPAN:
@@ -153,6 +159,9 @@ def iter_influences(fit: Fit) -> Iterator[Influence]:
     sizes, size_of = np.unique(np.round(fit.centred.x[0], 6), return_inverse=True)
     if len(sizes) <= 3:
         return
+    if len(sizes) > MAX_SIZES:  # neighbours together, else a table of thousands of sizes takes minutes and says nothing
+        size_of = size_of * MAX_SIZES // len(sizes)
+        sizes = np.array([np.median(fit.centred.x[0][size_of == i]) for i in range(MAX_SIZES)])
     kept = size_of[None] != np.arange(len(sizes))[:, None]
     refits = refit_many(fit, weights=fit.weights * kept)
     whole = fit.constants
@@ -172,13 +181,13 @@ def check_structure(fit: Fit) -> Test | None:
 
     Note: takes the cells to be independent; with trunks the p-value is too small.
     """
-    slopes, (x, y) = jacobian(fit.theta, fit.centred), fit.centred.x
+    slopes, (x, y) = jacobian(fit.theta, fit.centred)[:, fit.free], fit.centred.x
     more = np.column_stack([slopes, x * x, x * y, y * y])
     rank, full = np.linalg.matrix_rank(slopes), np.linalg.matrix_rank(more)
     df = int(full - rank), int(fit.n_cells - full)
     if min(df) < 1:
         return None
-    before, after = (sum_left(columns, fit.residuals) for columns in (slopes, more))
+    before, after = (sum_left(columns, fit.log_residuals) for columns in (slopes, more))
     statistic = float((before - after) / df[0] / max(after / df[1], 1e-300))
     return Test("curvature in ln N and ln D that the law does not have", statistic, df, float(fdtrc(*df, max(statistic, 0.0))))
 
@@ -196,7 +205,7 @@ def check_lack_of_fit(fit: Fit, kept: pd.DataFrame) -> Test | None:
     """
     group, slopes = list_alike(kept), jacobian(fit.theta, fit.centred)
     # A robust fit leaves more squares than least squares would; taken as they are, luck alone looked like lack of fit.
-    left = fit.residuals - slopes @ np.linalg.lstsq(slopes, fit.residuals, rcond=None)[0]
+    left = fit.log_residuals - slopes @ np.linalg.lstsq(slopes, fit.log_residuals, rcond=None)[0]
     mean = pd.Series(left).groupby(group).transform("mean").to_numpy()
     n_groups, p = len(np.unique(group)), int(fit.free.sum())
     df = n_groups - p, fit.n_cells - n_groups
@@ -233,7 +242,7 @@ def describe_largest(diagnosis: Diagnosis) -> str:
     """Name the pair of parameters that are correlated most."""
     off = np.abs(np.triu(diagnosis.correlations, k=1))
     i, j = np.unravel_index(int(np.argmax(off)), off.shape)
-    names = diagnosis.fitted.fit.law.parameters
+    names = np.array(diagnosis.fitted.fit.law.parameters)[diagnosis.fitted.fit.free]
     return f"{diagnosis.correlations[i, j]:+.3f} ({names[i]}, {names[j]})"
 
 
@@ -264,7 +273,7 @@ def describe_hold_outs(diagnosis: Diagnosis) -> Iterator[str]:
 
 def describe_residuals(diagnosis: Diagnosis) -> Iterator[str]:
     """Say whether what is left looks like luck."""
-    residuals = 100 * diagnosis.fitted.fit.residuals
+    residuals = 100 * diagnosis.fitted.fit.log_residuals
     yield f"standard deviation {residuals.std():.2g}%, largest {residuals[np.argmax(np.abs(residuals))]:+.2g}% of the loss"
     for test in (diagnosis.structure, diagnosis.lack_of_fit):
         if test is not None:

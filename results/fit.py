@@ -87,6 +87,16 @@ class Fit:
         return float(self.params[self.law.index(parameter)])
 
     @property
+    def fixed(self) -> tuple[str, ...]:
+        """The parameters that were held fixed."""
+        return tuple(name for name, free in zip(self.law.parameters, self.free, strict=True) if not free)
+
+    @property
+    def log_residuals(self) -> FloatArray:
+        """ln L observed - ln L fitted, whatever was minimised. Shapes: (n,)."""
+        return self.centred.log_loss - predict_log_loss(self.theta, self.centred)
+
+    @property
     def n_cells(self) -> int:
         """How many cells were fitted."""
         return len(self.residuals)

@@ -213,10 +213,15 @@ def describe_frontier(
         FitError: fewer than three of them, or all of one compute.
     """
     if len(optima) < MIN_BUDGETS:
-        why = f" ({'; '.join(refused)})" if refused else ""
+        more = f"; and {len(refused) - 2} more" if len(refused) > 2 else ""
+        why = f" ({'; '.join(refused[:2])}{more})" if refused else ""
         raise FitError(
-            f"{method}: {len(optima)} budget(s) show a best size, of at least {MIN_BUDGETS}{why}; "
+            f"{len(optima)} compute(s) show a best size, of at least {MIN_BUDGETS}{why}; "
             "plan at least three budgets (grid.flops) with sizes on both sides of the best"
+        )
+    if len({optimum.n_params for optimum in optima}) < MIN_BUDGETS:
+        raise FitError(
+            "fewer than three different sizes are ever the best, so how the best grows is not seen; add sizes between them"
         )
     flops = np.array([optimum.flops for optimum in optima])
     share = np.array([1.0 if weights is None else weights[optimum.flops] for optimum in optima])

@@ -7,9 +7,20 @@ from typing import Any
 import numpy as np
 
 from results.claims import NOT_IDENTIFIED, describe_seed_noise, list_claims, list_excluded, wrap_line
-from results.diagnose import Diagnosis, describe_hold_outs, describe_residuals, describe_sloppy, describe_specifications, diagnose
+from results.diagnose import (
+    Diagnosis,
+    correlate_parameters,
+    describe_hold_outs,
+    describe_residuals,
+    describe_sloppy,
+    describe_specifications,
+    diagnose,
+    iter_gate,
+)
 from results.fit import Fit, FitError
 from results.frontier import METHODS, Frontier, fit_envelope, fit_isoflop
+from results.laws import jacobian
+from results.profiles import profile_parameter
 from results.study import CONVENTIONS, LEGEND, LOSSES, Fitted, Study, describe_study
 from results.uncertainty import COVERAGE, LEVEL, METHOD
 
@@ -61,7 +72,7 @@ def iter_sections(
     """Give each section's title and items."""
     if study.fitted is not None:
         yield "How it was fitted", render_method(study.fitted)
-        yield "What to doubt", render_doubts(diagnosis) if diagnosis else []
+        yield "What to doubt", render_doubts(study.fitted, diagnosis)
         yield "Predicting dearer cells from cheaper ones", [*iter_hold_outs(study, diagnosis)]
         yield "Other choices", [*iter_choices(study, study.fitted, diagnosis, frontiers)]
     yield "Seed noise", [describe_seed_noise(study).removeprefix("Seed noise: ")]
@@ -87,7 +98,9 @@ def render_method(fitted: Fitted) -> list[str]:
     unit = "% of the loss" if fit.objective.in_logs else ""
     spread = f"{(100 if fit.objective.in_logs else 1) * fit.residuals.std():.2g}{unit}"
     weighed = "" if np.all(fit.weights == 1) else ", weighted by seed noise"
+    fixed = [f"held fixed: {', '.join(f'{name} {fit[name]:.6g}' for name in fit.fixed)}"] if fit.fixed else []
     return [
+        *fixed,
         f"objective: {describe_objective(fit)}{weighed} = {fit.objective_value:.7g}; residuals: standard deviation {spread}",
         f"search: {fit.n_starts} starts, {fit.n_polished} polished; minima within 1% of the best: {len(fit.basins)}",
         f"intervals: {METHOD}; {resamples.n_runs} runs, {len(resamples.laws)} refits, "
@@ -104,10 +117,20 @@ def describe_objective(fit: Fit) -> str:
     return f"half the sum of squares of {residual}"
 
 
-def render_doubts(diagnosis: Diagnosis) -> list[str]:
+def render_doubts(fitted: Fitted, diagnosis: Diagnosis | None) -> list[str]:
     """Write what speaks against the numbers."""
-    found = [*diagnosis.gate] or ["nothing speaks against the numbers being identified"]
-    return [*found, describe_sloppy(diagnosis), *describe_residuals(diagnosis)]
+    fit = fitted.fit
+    gate = list(iter_gate(fitted, correlate_parameters(jacobian(fit.theta, fit.centred)[:, fit.free])))
+    found = [*gate, *iter_bounds(fit)] or ["nothing speaks against the numbers being identified"]
+    return found if diagnosis is None else [*found, describe_sloppy(diagnosis), *describe_residuals(diagnosis)]
+
+
+def iter_bounds(fit: Fit) -> Iterator[str]:
+    """Say what is known of a parameter that is open to one side."""
+    for name, side in (open_side.split() for open_side in fit.open_sides):
+        profile = profile_parameter(fit, name)
+        bound = profile.low if side == "up" else profile.high
+        yield f"{name} is at {'least' if side == 'up' else 'most'} {bound:.2g} (95%, by its profile), not {fit[name]:.3g}"
 
 
 def iter_hold_outs(study: Study, diagnosis: Diagnosis | None) -> Iterator[str]:

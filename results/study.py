@@ -1,6 +1,6 @@
 """One table, the law fitted to it, its intervals and what must be said about them: what every page and figure is made of."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -71,6 +71,10 @@ class Choices:
     objective: Objective = LOG_HUBER
     loss: str = "val_loss"
     by_noise: bool = False
+    fixed: Mapping[str, float] = field(default_factory=dict)
+
+
+DEFAULT_CHOICES = Choices()
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ class Study:
     seed_noise: SeedNoise | None
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
-    choices: Choices = field(default_factory=Choices)
+    choices: Choices = DEFAULT_CHOICES
 
     @property
     def kept(self) -> pd.DataFrame:
@@ -98,7 +102,7 @@ class Study:
 def fit_study(
     name: str,
     cells: pd.DataFrame,
-    choices: Choices | None = None,
+    choices: Choices = DEFAULT_CHOICES,
     *,
     warnings: Sequence[str] = (),
     notes: Sequence[str] = (),
@@ -107,7 +111,6 @@ def fit_study(
 
     `warnings`, `notes`: what is known beforehand, for example from reading a foreign table.
     """
-    choices = choices or Choices()
     if choices.loss != "val_loss":
         cells = cells.assign(val_loss=cells[choices.loss])
     kept = cells[~cells["excluded"]]
@@ -135,10 +138,12 @@ def explain_mixture(kept: pd.DataFrame, choices: Choices) -> str:
     if len(names) < 2 or choices.loss == "val_bpb":
         return ""
     missing = int(kept["val_bpb"].isna().sum())
-    offer = f"val_bpb is missing in {missing} of {len(kept)} cells" if missing else "fit bits per byte: --loss val_bpb"
+    offer = "or fit bits per byte: --loss val_bpb"
+    if missing:
+        offer = f"or record bits per byte, which do compare (val_bpb is missing in {missing} of {len(kept)} cells)"
     return (
         f"tokenizer: the fitted cells have {len(names)} ({', '.join(names)}), and nats per token of different tokenizers do not "
-        f"compare; keep one of them, or {offer}"
+        f"compare; keep one of them, {offer}"
     )
 
 
@@ -148,12 +153,25 @@ def read_columns(cells: pd.DataFrame, law: Law, convention: Convention) -> dict[
     return {name: cells[columns.get(name, name)].to_numpy(float, na_value=np.nan) for name in (*law.inputs, "val_loss")}
 
 
-def try_fit(kept: pd.DataFrame, convention: Convention, choices: Choices) -> tuple[Fitted | None, str]:
+def check_columns(kept: pd.DataFrame, choices: Choices, convention: Convention) -> None:
+    """Refuse a law or a choice whose column the table does not have.
+
+    Raises:
+        FitError: naming it.
+    """
+    needed = {convention.column if name == "n_params" else name for name in choices.law.inputs} | {choices.loss}
+    for column in sorted(needed):
+        if len(kept) and kept[column].isna().all():
+            raise FitError(f"column {column} is missing from every cell; record it, or map it (--map {column}=...)")
+
+
+def try_fit(kept: pd.DataFrame, convention: Convention, choices: Choices = DEFAULT_CHOICES) -> tuple[Fitted | None, str]:
     """Fit a law and its intervals, or return the reason why these cells support none."""
     columns = read_columns(kept, choices.law, convention)
     try:
+        check_columns(kept, choices, convention)
         weights = weigh_by_noise(kept) if choices.by_noise else None
-        fit = fit_law(choices.law, columns, choices.objective, weights)
+        fit = fit_law(choices.law, columns, choices.objective, weights, choices.fixed)
     except FitError as error:
         return None, str(error)
     resamples = resample_runs(fit, kept["run_id"].tolist())
@@ -170,7 +188,8 @@ def fit_with_excluded(cells: pd.DataFrame, choices: Choices) -> Fit | None:
     if int(used.sum()) <= int((~cells["excluded"]).sum()):
         return None
     try:
-        return fit_law(choices.law, {name: values[used] for name, values in columns.items()}, choices.objective)
+        used_columns = {name: values[used] for name, values in columns.items()}
+        return fit_law(choices.law, used_columns, choices.objective, fixed=choices.fixed)
     except FitError:  # with the cells that were left out there may be no law, which is no news
         return None
 
@@ -200,9 +219,14 @@ def weigh_by_noise(kept: pd.DataFrame) -> FloatArray:
 
 
 def suggest_cells(cells: pd.DataFrame) -> str:
-    """Point at planned cells that would help a fit, where there are any."""
+    """Point at cells that would help a fit: those not trained yet, and those left out for another reason."""
     undone = cells[(cells["state"] != "done") & (cells["role"] != "held_out")]
-    return f"; {len(undone)} planned cell(s) are not done: python -m launch submit trains them" if len(undone) else ""
+    left_out = cells[cells["excluded"] & (cells["state"] == "done") & (cells["role"] != "held_out")]
+    text = f"; {len(undone)} planned cell(s) are not done: python -m launch submit trains them" if len(undone) else ""
+    if len(left_out):
+        first = left_out.iloc[0]
+        text += f"; {len(left_out)} cell(s) were left out, the first, {first['cell_id']}, since {first['exclusion_reason']}"
+    return text
 
 
 def iter_warnings(cells: pd.DataFrame, kept: pd.DataFrame, fitted: Fitted | None) -> Iterator[str]:
@@ -269,7 +293,7 @@ def describe_study(study: Study) -> dict[str, Any]:
     excluded = study.cells[study.cells["excluded"]]
     return {
         "format": "scaling-harness-fit",
-        "format_version": 1,
+        "format_version": 2,
         "experiment": study.name,
         "law": study.choices.law.name,
         "equation": study.choices.law.equation,
@@ -316,6 +340,7 @@ def describe_fitted(fitted: Fitted, kept: pd.DataFrame) -> dict[str, Any]:
         "law": fit.law.name_params(fit.params),
         "derived": fit.law.derive(fit.law.name_params(fit.params)),
         "basins": [fit.law.name_params(b.params) | {"objective_value": b.objective_value} for b in fit.basins],
+        "fixed": {name: fit[name] for name in fit.fixed},
         "at_bounds": list(fit.at_bounds),
         "open_sides": list(fit.open_sides),
         "floor_near_zero": fit.is_floor_near_zero,

@@ -35,6 +35,7 @@ N_RESAMPLES = 1000
 WEBB, SIGNS, FEW_RUNS = np.sqrt([0.5, 1.0, 1.5]), np.ones(1), 8
 MIN_SIZES_SHARED = 4  # E, A and alpha fit any three sizes: nothing would be left to show how trunks differ by luck
 MAX_AT_BOUND, MAX_UNCONVERGED = 0.05, 0.10  # shares of the resamples
+LARGE = 1e9
 MAX_RATIO = 10.0  # an interval of a positive quantity that spans more than this factor says nothing
 METHOD = "wild cluster bootstrap by run (trunk), CR2 residuals, t quantiles"
 # tests/test_uncertainty.py measures this sentence.
@@ -101,10 +102,12 @@ def resample_runs(fit: Fit, run_ids: Sequence[str], *, n_resamples: int = N_RESA
     """Refit the law to losses that other luck could have given. `run_ids`: the run of each cell."""
     names, run_of_cell = np.unique(np.asarray(run_ids), return_inverse=True)
     runs = [np.flatnonzero(run_of_cell == run) for run in range(len(names))]
-    slopes = jacobian(fit.theta, fit.centred)
+    root, slopes = np.sqrt(fit.weights), scale_slopes(fit)
     basis, _ = np.linalg.qr(slopes)
-    noise = fit.residuals - basis @ (basis.T @ fit.residuals)
-    reach = slopes @ np.linalg.pinv(slopes.T @ slopes)
+    noise = root * fit.residuals
+    noise -= basis @ (basis.T @ noise)
+    reach = np.zeros((fit.n_cells, len(fit.theta)))
+    reach[:, fit.free] = slopes @ np.linalg.pinv(slopes.T @ slopes)
     scaled = noise.copy()
     for cells in runs:
         scale_up = invert_root(np.eye(len(cells)) - basis[cells] @ basis[cells].T)
@@ -112,7 +115,7 @@ def resample_runs(fit: Fit, run_ids: Sequence[str], *, n_resamples: int = N_RESA
     draw = np.random.default_rng(seed)
     sizes = WEBB if len(runs) < FEW_RUNS else SIGNS
     weights = draw.choice(np.concatenate([-sizes, sizes]), size=(n_resamples, len(runs)))[:, run_of_cell]
-    refits = refit_many(fit, predict_log_loss(fit.theta, fit.centred) + weights * scaled, tolerance=1e-6)
+    refits = refit_many(fit, add_noise(fit, weights * (scaled / root)), tolerance=1e-6)
     return Resamples(
         fit=fit,
         laws=tuple(fit.law.read(params) for params in params_of_theta(refits.theta, fit.centred)),
@@ -124,6 +127,18 @@ def resample_runs(fit: Fit, run_ids: Sequence[str], *, n_resamples: int = N_RESA
         share_at_bound=dict(zip(fit.law.parameters, is_at_bound(refits.theta, fit.centred).mean(axis=0).tolist(), strict=True)),
         share_unconverged=float(1 - refits.converged.mean()),
     )
+
+
+def scale_slopes(fit: Fit) -> FloatArray:
+    """Return the slopes, by each parameter that was fitted, of what the objective compares, weighted. Shapes: (n, free)."""
+    slopes = jacobian(fit.theta, fit.centred)[:, fit.free] * np.sqrt(fit.weights)[:, None]
+    return slopes if fit.objective.in_logs else slopes * np.exp(predict_log_loss(fit.theta, fit.centred))[:, None]
+
+
+def add_noise(fit: Fit, noise: FloatArray) -> FloatArray:
+    """Return ln of the fitted losses with noise of the objective's kind. Shapes: (m, n) -> (m, n)."""
+    fitted = predict_log_loss(fit.theta, fit.centred)
+    return fitted + noise if fit.objective.in_logs else np.log(np.maximum(np.exp(fitted) + noise, 1e-3 * np.exp(fitted)))
 
 
 def invert_root(matrix: FloatArray) -> FloatArray:
@@ -206,7 +221,7 @@ def estimate_df(resamples: Resamples, quantity: Quantity) -> FloatArray:
     gradient = differentiate(resamples.fit.theta, resamples.fit.centred, quantity)
     moved = resamples.reach @ gradient.reshape(len(gradient), -1)  # (n, q)
     own = np.zeros((resamples.n_runs, moved.shape[1]))
-    absorbed = np.zeros((resamples.n_runs, len(gradient), moved.shape[1]))
+    absorbed = np.zeros((resamples.n_runs, resamples.basis.shape[1], moved.shape[1]))
     np.add.at(own, resamples.run_of_cell, moved**2)
     np.add.at(absorbed, resamples.run_of_cell, resamples.basis[:, :, None] * moved[:, None, :])
     lost = (absorbed**2).sum(axis=1)
@@ -277,6 +292,9 @@ def judge(resamples: Resamples, quoted: Quoted) -> Interval:
 def explain_refits(resamples: Resamples, quoted: Quoted) -> str:
     """Say why the refits cannot carry an interval, or nothing."""
     edges = [name for name in quoted.rests_on if name in resamples.fit.at_bounds]
+    open_sides = [side for side in resamples.fit.open_sides if side.split()[0] in quoted.rests_on]
+    if quoted.name in resamples.fit.fixed:
+        return "held fixed, not fitted"
     share = max(resamples.share_at_bound.get(name, 0.0) for name in quoted.rests_on)
     if edges:
         return f"the fit put {' and '.join(edges)} at the edge of its range"
@@ -284,6 +302,8 @@ def explain_refits(resamples: Resamples, quoted: Quoted) -> str:
         return resamples.unsupported
     if resamples.share_unconverged > MAX_UNCONVERGED:
         return f"{resamples.share_unconverged:.0%} of the refits did not converge"
+    if open_sides:
+        return f"the data hardly object beyond it (open side: {' and '.join(open_sides)})"
     if share > MAX_AT_BOUND:
         return f"{share:.0%} of the refits put {' or '.join(quoted.rests_on)} at the edge of its range"
     return ""
@@ -300,7 +320,9 @@ def explain_width(estimate: float, low: float, high: float, in_logs: bool) -> st
 
 
 def format_digits(value: float) -> str:
-    """Write a number with two significant digits and no exponent."""
+    """Write a number with two significant digits, and no exponent unless it is very large."""
+    if abs(value) >= LARGE:
+        return f"{value:.2g}"
     return np.format_float_positional(value, precision=2, unique=False, fractional=False, trim="-")
 
 
@@ -313,6 +335,9 @@ class SeedNoise:
     high: float
     n_cells: int
     n_groups: int
+
+
+ALIKE = ("size", "n_params", "planned_tokens", "unique_tokens", "lr", "global_batch_size", "schedule", "precision")
 
 
 def measure_seed_noise(cells: pd.DataFrame) -> SeedNoise | None:
@@ -330,6 +355,9 @@ def measure_seed_noise(cells: pd.DataFrame) -> SeedNoise | None:
 
 
 def list_alike(cells: pd.DataFrame) -> npt.NDArray[np.intp]:
-    """Number the groups of cells that differ in nothing but the seed; a table without some column is read by the others."""
-    told = [name for name in ("size", "planned_tokens", "lr", "global_batch_size", "schedule", "precision") if name in cells]
-    return np.asarray(cells.groupby([*told] if "size" in told else ["n_params", "tokens"], dropna=False).ngroup(), dtype=np.intp)
+    """Number the groups of cells that differ in nothing but the seed, as far as the table tells what they are."""
+    told = [name for name in ALIKE if name in cells and cells[name].notna().any()]
+    budget = [] if "planned_tokens" in told else ["tokens"]
+    # A foreign table may not say what the seeds were; then cells of one place may differ in anything.
+    alone = np.where(cells["seed"].isna(), np.arange(len(cells)), -1) if "seed" in cells else np.full(len(cells), -1)
+    return np.asarray(cells.groupby([*(cells[name] for name in (*told, *budget)), alone], dropna=False).ngroup(), dtype=np.intp)

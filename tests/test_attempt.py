@@ -44,6 +44,7 @@ def test_a_later_claim_takes_the_lease_and_sweeps_what_was_staged(tmp_path: Path
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP])
 def test_a_signal_is_a_wish_however_often_it_arrives_at_once(tmp_path: Path, number: signal.Signals) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and stays so
     before = signal.getsignal(number)
     wish = StopWish(claim_attempt(tmp_path))
     with wish.listening():

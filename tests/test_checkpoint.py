@@ -62,7 +62,7 @@ def publish(attempt_dir: Path, step: int, engine: Any = None, origin: Origin = O
 
 
 def test_a_checkpoint_reads_back(attempt_dir: Path) -> None:
-    state = TrainState(3, 1, "ab" * 16, 1.5, 1.0, 2.0, 1.9, (3.0, 2.0), 1)
+    state = TrainState(step=3, receipt="ab" * 16, val_loss=2.0, recent_losses=(3.0, 2.0), loss_spikes=1)
     folder = attempt_dir.parent.parent / "checkpoints"
     path = publish_checkpoint(folder, attempt_dir, ALONE, FakeEngine(7.0), state, ORIGIN, 2.0)  # type: ignore[arg-type]
     assert load_state(path) == state

@@ -5,22 +5,30 @@ import pandas as pd
 import pytest
 
 from results import coverage
-from results.coverage import LAYOUTS, QUANTITIES, Layout, measure_coverage, render_coverage, simulate_study, write_coverage
-from results.laws import predict_log_loss
+from results.coverage import LAYOUTS, QUANTITIES, Layout, measure_coverage, render_coverage, simulate_studies, write_coverage
+from results.fit import fit_chinchilla
 from results.uncertainty import Spread, estimate_spread
 
 
 def test_cells_of_a_trunk_share_their_luck_by_the_share_asked_for() -> None:
     draw, layout = np.random.default_rng(0), Layout(5, 4, 0.8)
-    noise = []
-    for _ in range(25):
-        fit, run_ids = simulate_study(layout, draw)
-        truth = np.log(coverage.TRUTH.loss(*np.exp(fit.centred.x + fit.centred.mean[:, None])))
-        noise.append((fit.residuals + predict_log_loss(fit.theta, fit.centred) - truth).reshape(5, 4))
-    pairs = np.array(noise).reshape(-1, 4)
-    assert np.corrcoef(pairs[:, 0], pairs[:, 1])[0, 1] == pytest.approx(0.8, abs=0.1)
-    assert pairs.std() == pytest.approx(coverage.SIGMA, rel=0.1)
+    fits, run_ids = simulate_studies(layout, 200, draw)
+    truth = np.log(coverage.TRUTH.loss(*np.exp(fits[0].centred.x + fits[0].centred.mean[:, None])))
+    pairs = np.array([fit.centred.log_loss - truth for fit in fits]).reshape(-1, 4)
+    assert np.corrcoef(pairs[:, 0], pairs[:, 1])[0, 1] == pytest.approx(0.8, abs=0.04)
+    assert pairs.std() == pytest.approx(coverage.SIGMA, rel=0.05)
     assert len(set(run_ids)) == 5
+
+
+@pytest.mark.parametrize("layout", [Layout(3, 3), Layout(5, 4, 0.8), Layout(5, 7)], ids=lambda layout: layout.words)
+def test_fits_from_the_truth_are_those_of_a_full_search(layout: Layout) -> None:
+    fits, _ = simulate_studies(layout, 20, np.random.default_rng(0))
+    for fit in fits:
+        n, d = np.exp(fit.centred.x + fit.centred.mean[:, None])
+        whole = fit_chinchilla(n, d, np.exp(fit.centred.log_loss))
+        np.testing.assert_allclose(fit.theta, whole.theta, atol=1e-4)
+        np.testing.assert_allclose(fit.residuals, whole.residuals, atol=1e-5)
+        assert fit.at_bounds == whole.at_bounds
 
 
 def test_the_same_seed_gives_the_same_table(tmp_path) -> None:

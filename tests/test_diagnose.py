@@ -22,7 +22,7 @@ from results.fit import fit_chinchilla
 from results.laws import Chinchilla, jacobian, predict_log_loss
 from results.plot import write_pictures
 from results.plot_diagnosis import draw_diagnosis
-from results.study import CONVENTIONS, Fitted, try_fit
+from results.study import CONVENTIONS, Choices, Fitted, try_fit
 
 LAW = Chinchilla(E=1.1, A=22.0, B=310.0, alpha=0.35, beta=0.42)
 
@@ -41,7 +41,7 @@ def make_cells(sizes=6, budgets=5, seeds=1, sigma=0.002, bend=0.0, law=LAW, d_ra
 
 
 def fit_cells(cells: pd.DataFrame) -> Fitted:
-    fitted, refusal = try_fit(cells, CONVENTIONS["total"])
+    fitted, refusal = try_fit(cells, CONVENTIONS["total"], Choices())
     assert fitted is not None, refusal
     return fitted
 

@@ -110,6 +110,15 @@ def test_no_record_at_all_is_told_as_it_looks_from_outside(tmp_path: Path) -> No
     assert (outcome["state"], outcome["reason"]) == ("failed", "exit status 9: no output")
 
 
+def test_ranks_that_all_went_at_once_are_named_by_their_heartbeats(tmp_path: Path) -> None:
+    for rank in (0, 1):
+        beat = {"pid": 7, "host": "h", "phase": "save", "step": 5}
+        (tmp_path / f"heartbeat-{rank}").write_text(json.dumps(beat))
+    outcome = settle_outcome(tmp_path, 2, "exit status 1")
+    assert outcome["reason"].startswith("rank 0 (pid 7 on h, in save), rank 1 (pid 7 on h, in save) died")
+    assert outcome["step"] == 5
+
+
 def test_memory_goes_before_other_errors(tmp_path: Path) -> None:
     for rank, error in enumerate([ZeroDivisionError("x"), OutOfMemoryError("y")]):
         kind = ending_module.classify_ending(error)

@@ -126,7 +126,7 @@ def test_the_envelope_finds_the_exponent_of_a_dense_grid() -> None:
 
 def test_the_envelope_refuses_two_sizes() -> None:
     n, d = (a.ravel() for a in np.meshgrid([1e7, 1e8], np.geomspace(1e8, 1e10, 5)))
-    with pytest.raises(FitError, match="0 budget"):
+    with pytest.raises(FitError, match="0 compute"):
         fit_envelope({"n_params": n, "tokens": d, "flops": 6 * n * d, "val_loss": HOFFMANN.loss(n, d)})
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from results.descend import LOG_MSE
-from results.fit import Fit, fit_chinchilla
-from results.laws import Chinchilla, jacobian
+from results.descend import LOG_HUBER, LOG_MSE, MSE, Objective
+from results.fit import Fit, fit_chinchilla, fit_law
+from results.laws import CHINCHILLA, Chinchilla, jacobian
 from results.lessons import fit_points, load_chinchilla
 from results.uncertainty import (
     Interval,
@@ -257,3 +257,38 @@ def test_seed_noise_is_pooled_over_groups_that_differ_in_the_seed_alone() -> Non
     assert noise.sd == pytest.approx(np.sqrt((0.02 + 0.02) / 3))
     assert noise.low < noise.sd < noise.high
     assert measure_seed_noise(cells.drop_duplicates("size")) is None
+
+
+@pytest.mark.parametrize("objective", [LOG_MSE, MSE], ids=lambda objective: objective.name)
+def test_intervals_follow_the_objective(objective: Objective) -> None:
+    """Under least squares of losses the noise is in losses; with small noise both objectives tell nearly the same width."""
+    n, d = (a.ravel() for a in np.meshgrid(np.geomspace(1e4, 4e5, 6), np.geomspace(4e5, 4e6, 5)))
+    loss = LAW.loss(n, d) * np.exp(np.random.default_rng(0).normal(0, 1e-3, n.size))
+    names = [str(i) for i in range(n.size)]
+    widths = []
+    for chosen in (LOG_HUBER, objective):
+        interval = estimate_intervals(resample_runs(fit_chinchilla(n, d, loss, objective=chosen), names, n_resamples=400), FLOPS)[
+            "alpha"
+        ]
+        assert interval.low < LAW.alpha < interval.high
+        widths.append(interval.high - interval.low)
+    assert widths[1] == pytest.approx(widths[0], rel=0.5)
+
+
+def test_what_is_held_fixed_has_no_interval_and_narrows_the_others() -> None:
+    n, d = (a.ravel() for a in np.meshgrid(np.geomspace(1e4, 4e5, 6), np.geomspace(4e5, 4e6, 5)))
+    loss = LAW.loss(n, d) * np.exp(np.random.default_rng(0).normal(0, 2e-3, n.size))
+    cells, names = {"n_params": n, "tokens": d, "val_loss": loss}, [str(i) for i in range(n.size)]
+    whole, held = (
+        estimate_intervals(resample_runs(fit_law(CHINCHILLA, cells, fixed=fixed), names, n_resamples=200), FLOPS)
+        for fixed in ({}, {"E": LAW.E})
+    )
+    assert held["E"].problem == "held fixed, not fitted"
+    assert held["alpha"].high - held["alpha"].low < 0.8 * (whole["alpha"].high - whole["alpha"].low)
+
+
+def test_cells_without_a_seed_are_no_repeats() -> None:
+    cells = pd.DataFrame({"n_params": [1.0, 1.0, 1.0], "tokens": 1.0, "seed": [0, 1, None], "val_loss": [2.0, 2.1, 3.0]})
+    noise = measure_seed_noise(cells)
+    assert noise is not None
+    assert noise.n_cells == 2

@@ -146,7 +146,18 @@ def test_work_done_twice_is_told_once_and_in_the_same_order(tiny_dir: Path, data
 
 
 def list_children(pid: int) -> list[int]:
-    return [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
+    """Return a process's children; none of one that is gone, such as a git command that the trainer asked."""
+    try:
+        return [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def read_name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def find_service(trainer: int, patience_s: float = 60.0) -> int:
@@ -155,7 +166,7 @@ def find_service(trainer: int, patience_s: float = 60.0) -> int:
     while time.monotonic() < end:
         for mirror in list_children(trainer):
             for child in list_children(mirror):
-                if "wandb-core" in Path(f"/proc/{child}/comm").read_text():
+                if "wandb-core" in read_name(child):
                     return child
         time.sleep(0.05)
     raise AssertionError("wandb's service did not start")

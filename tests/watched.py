@@ -27,7 +27,7 @@ def place_ranks(n_ranks: int, *faults: dict[str, Any], **options: Any) -> Place:
     return Place(ROOT, ranks_per_node=n_ranks, environment=environment, module="faulty", **options)
 
 
-def train_watched(run_dir: Path, place: Place, n_attempts: int | None = None, timeout_s: float = 120.0) -> list[str]:
+def train_watched(run_dir: Path, place: Place, n_attempts: int | None = None, timeout_s: float = 600.0) -> list[str]:
     """Train a run as `launch.supervise` does, and return how each attempt ended: its state, or "failed/<cause>".
 
     With `n_attempts`, no more than that many are made.

@@ -7,7 +7,7 @@ DEMO   := launch/experiments/demo.toml
 BASELINE := launch/experiments/baseline_10m$(if $(VARIANT),_$(VARIANT)).toml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo baseline test test-slow test-all check format clean
+.PHONY: help setup demo baseline test test-slow test-ranks test-all check format clean
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+: +##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -32,10 +32,13 @@ baseline: $(READY) ## the video's 10M model, 5,000 steps; VARIANT=nanogpt for na
 	@$(PY) -m results baseline $(BASELINE)
 
 test: $(READY)   ## the fast tests
-	@$(PY) -m pytest -m "not slow"
+	@$(PY) -m pytest -m "not slow and not ranks"
 
 test-slow: $(READY) ## the tests that take minutes
 	@$(PY) -m pytest -m slow
+
+test-ranks: $(READY) ## engines compared and faults injected on real ranks, for many minutes
+	@$(PY) -m pytest -m ranks
 
 test-all: $(READY) ## every test
 	@$(PY) -m pytest

@@ -155,9 +155,8 @@ def iter_choices(
     for name, fitted in ({study.convention.name: reported} | study.others).items():
         claims = {claim.name: claim for claim in list_claims(fitted)} if fitted is not None else {}
         said = [f"{key} {claims[key].value}" for key in ("alpha", "beta", "optimum_exponent") if key in claims]
-        text = ", ".join(said).replace("optimum_exponent", "a") or "no law was fitted"
-        if name == study.convention.name or fitted is not None:
-            yield f"N counts {CONVENTIONS[name].words}: {text}"
+        if said:
+            yield f"N counts {CONVENTIONS[name].words}: {', '.join(said).replace('optimum_exponent', 'a')}"
     if study.with_excluded is not None:
         params = ", ".join(
             f"{name} {v:.4g}" for name, v in study.with_excluded.law.name_params(study.with_excluded.params).items()

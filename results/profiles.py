@@ -43,9 +43,9 @@ def profile_parameter(fit: Fit, parameter: str, level: float = 0.95) -> Profile:
     places = np.concatenate([below[::-1], [centre], above])
     objective = descend_at(fit, index, places)
     ends = []
-    for outward, endless in ((slice(N_STEPS, None, -1), -np.inf), (slice(N_STEPS, None), np.inf)):
-        crossing = find_crossing(fit, index, places[outward], objective[outward], threshold)
-        ends.append(endless if crossing is None else crossing)
+    for sign, outward in ((-1.0, slice(N_STEPS, None, -1)), (1.0, slice(N_STEPS, None))):
+        end = find_crossing(fit, index, places[outward], objective[outward], threshold)
+        ends.append(sign * np.inf if end is None else end)
     is_log = bool(fit.law.is_log[index])
     values, (left, right) = (np.exp(places), np.exp(ends)) if is_log else (places, np.array(ends))
     return Profile(parameter, values, objective, threshold, float(left) if np.isfinite(ends[0]) else 0.0, float(right))

@@ -81,7 +81,7 @@ def test_a_kill_at_any_place_of_a_save_costs_nothing(calm: Calm, data_dir: Path,
     assert not list(run_dir.rglob(".corrupt-*")), "a kill spoils no checkpoint"
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.parametrize("engine", [zero(1), zero(3)])
 def test_every_rank_killed_at_any_place_of_a_save(calm: Calm, data_dir: Path, tmp_path: Path, engine: dict[str, Any]) -> None:
     run_dir = plan_into(tmp_path, data_dir, engine={**engine, "checkpoint_every_s": 0.001})
@@ -96,7 +96,7 @@ def test_every_rank_killed_at_any_place_of_a_save(calm: Calm, data_dir: Path, tm
     assert not list(run_dir.rglob(".corrupt-*"))
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 def test_rank_0_killed(calm: Calm, data_dir: Path, tmp_path: Path) -> None:
     run_dir = plan_into(tmp_path, data_dir, engine=CPU)
     assert train_watched(run_dir, place_ranks(2, {"at": "step:8", "do": "kill", "rank": 0, "attempt": 1}))[-1] == "done"
@@ -104,7 +104,7 @@ def test_rank_0_killed(calm: Calm, data_dir: Path, tmp_path: Path) -> None:
     assert read_table(run_dir) == calm(2, engine=CPU)
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 def test_the_agent_killed_leaves_no_orphans(calm: Calm, data_dir: Path, tmp_path: Path) -> None:
     """Ranks without their agent save at the same step and leave, and the run is started again."""
     run_dir = plan_into(tmp_path, data_dir, engine=CPU)
@@ -114,7 +114,7 @@ def test_the_agent_killed_leaves_no_orphans(calm: Calm, data_dir: Path, tmp_path
     assert read_table(run_dir) == calm(2, engine=CPU)
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 def test_a_slow_rank_killed_while_it_saves_publishes_nothing(calm: Calm, data_dir: Path, tmp_path: Path) -> None:
     """The other rank's file is there already: half a checkpoint, which DeepSpeed's own `latest` would name."""
     run_dir = plan_into(tmp_path, data_dir, engine=zero(1, checkpoint_every_s=0.001))
@@ -138,7 +138,7 @@ def test_a_run_that_always_fails_at_one_step_is_given_up(data_dir: Path, tmp_pat
 # Signals
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.parametrize(
     ("number", "to"),
     [
@@ -163,7 +163,7 @@ def test_a_signal_to_anyone_stops_all_ranks_at_one_step(calm: Calm, data_dir: Pa
     assert read_table(run_dir) == calm(2, engine=CPU)
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 def test_a_signal_during_a_save_does_not_spoil_it(calm: Calm, data_dir: Path, tmp_path: Path) -> None:
     run_dir = plan_into(tmp_path, data_dir, engine=zero(2, checkpoint_every_s=0.001))
     signals = [{"at": "file_written", "do": "signal", "signal": "SIGTERM", "rank": rank, "n": 2} for rank in (0, 1)]
@@ -174,7 +174,7 @@ def test_a_signal_during_a_save_does_not_spoil_it(calm: Calm, data_dir: Path, tm
     assert read_table(run_dir) == calm(2, engine=zero(2))
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 def test_too_little_time_for_a_save_is_told_and_the_last_checkpoint_stands(calm: Calm, data_dir: Path, tmp_path: Path) -> None:
     run_dir = plan_into(tmp_path, data_dir, engine=CPU)
     faults = [{"at": "step:8", "do": "signal", "signal": "SIGTERM", "to": "agent", "rank": 0, "attempt": 1}]
@@ -189,7 +189,7 @@ def test_too_little_time_for_a_save_is_told_and_the_last_checkpoint_stands(calm:
 # Hangs
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 def test_a_stopped_rank_is_taken_for_a_hang(calm: Calm, data_dir: Path, tmp_path: Path) -> None:
     run_dir = plan_into(tmp_path, data_dir, engine={**CPU, "hang_after_s": 3.0})
     started = time.monotonic()
@@ -200,7 +200,7 @@ def test_a_stopped_rank_is_taken_for_a_hang(calm: Calm, data_dir: Path, tmp_path
     assert read_table(run_dir) == calm(2, engine=CPU)
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 def test_a_hang_shows_where_every_rank_is(calm: Calm, data_dir: Path, tmp_path: Path) -> None:
     run_dir = plan_into(tmp_path, data_dir, engine={**CPU, "hang_after_s": 3.0})
     states = train_watched(run_dir, place_ranks(2, {"at": "step:8", "do": "loop", "rank": 1, "attempt": 1}))
@@ -215,7 +215,7 @@ def read_stacks(run_dir: Path, rank: int) -> str:
     return (list_attempts(run_dir)[0] / f"stacks-{rank}").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 def test_a_straggler_is_named_and_waited_for(calm: Calm, data_dir: Path, tmp_path: Path) -> None:
     run_dir = plan_into(tmp_path, data_dir, engine=CPU)
     slow = [{"at": f"step:{step}", "do": "sleep", "s": 0.6, "rank": 1} for step in range(16)]
@@ -232,7 +232,7 @@ def spoil(what: str, steps: list[int], rank: int = 1) -> list[dict[str, Any]]:
     return [{"at": f"step:{step}", "do": "spoil", "what": what, "rank": rank} for step in steps]
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 def test_a_bad_number_on_one_rank_is_left_out_by_all(data_dir: Path, tmp_path: Path) -> None:
     """A NaN loss and an infinite gradient, each on rank 1 only: no update, counted, receipts whole, and the ranks stay equal."""
     run_dir = plan_into(tmp_path, data_dir, engine=CPU)
@@ -252,7 +252,7 @@ def test_bad_numbers_without_end_are_divergence(data_dir: Path, tmp_path: Path) 
     assert [row["skipped_steps"] for row in iter_metrics(run_dir) if row["kind"] == "train"] == [0, 1, 2], "kept as data"
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 def test_out_of_memory_on_one_rank_halves_the_micro_batch(data_dir: Path, tmp_path: Path) -> None:
     whole = plan_into(tmp_path / "whole", data_dir, engine=CPU)
     assert train_watched(whole, place_ranks(2)) == ["done"]
@@ -267,7 +267,7 @@ def test_out_of_memory_on_one_rank_halves_the_micro_batch(data_dir: Path, tmp_pa
             assert other[key] == pytest.approx(one[key], rel=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.parametrize("engine", [CPU, zero(1)])
 def test_one_ranks_full_disk_is_every_ranks(calm: Calm, data_dir: Path, tmp_path: Path, engine: dict[str, Any]) -> None:
     run_dir = plan_into(tmp_path, data_dir, engine={**engine, "checkpoint_every_s": 0.001})
@@ -303,7 +303,7 @@ def mounted(folder: Path, *options: str) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.parametrize(("n_ranks", "engine"), [(1, CPU), (2, zero(2))])
 def test_a_really_full_disk(calm: Calm, data_dir: Path, tmp_path: Path, n_ranks: int, engine: dict[str, Any]) -> None:
     with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=1m", "tmpfs") as disk:
@@ -352,7 +352,7 @@ def test_a_corrupt_shard_is_named_and_not_tried_again(data_dir: Path, tmp_path: 
     assert shard.tokens * 2 == len(content)
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 def test_data_that_one_rank_alone_cannot_read_stops_all(data_dir: Path, tmp_path: Path) -> None:
     """The bad ids lie where only rank 1 reads in the first step."""
     copy = tmp_path / "data"
@@ -374,7 +374,7 @@ def test_data_that_one_rank_alone_cannot_read_stops_all(data_dir: Path, tmp_path
 # Checkpoints that were spoilt, other worlds, two at once
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.parametrize(("n_ranks", "engine"), [(1, CPU), (2, zero(1)), (2, zero(3))])
 def test_a_flipped_bit_in_any_file_costs_one_checkpoint(
     calm: Calm, data_dir: Path, tmp_path: Path, n_ranks: int, engine: dict[str, Any]
@@ -410,13 +410,13 @@ def test_a_run_whose_checkpoints_are_all_spoilt_does_not_begin_anew(data_dir: Pa
         assert "none is valid" in read_outcome(run_dir)["reason"]
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
 def test_torch_goes_on_at_another_world_size(data_dir: Path, tmp_path: Path, before: int, after: int) -> None:
     check_reshape(data_dir, tmp_path, CPU, before, after, allow_reshape=False)
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.parametrize(
     ("stage", "before", "after", "precision"),
     [
@@ -454,7 +454,7 @@ def check_reshape(
             assert other[key] == pytest.approx(one[key], rel=tolerance), (one["step"], key)
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 def test_another_engine_in_mid_run_is_refused(data_dir: Path, tmp_path: Path) -> None:
     run_dir = plan_into(tmp_path, data_dir, engine=CPU)
     assert train_watched(run_dir, place_ranks(1, {"at": "step:8", "do": "signal", "signal": "SIGTERM"})) == ["preempted"]
@@ -463,7 +463,7 @@ def test_another_engine_in_mid_run_is_refused(data_dir: Path, tmp_path: Path) ->
     assert "engine=torch, this run has deepspeed" in read_outcome(run_dir)["reason"]
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 def test_the_stale_of_two_attempts_stops_and_publishes_nothing(calm: Calm, data_dir: Path, tmp_path: Path) -> None:
     """As when a scheduler gives a node up whose processes live on: both train at the same time, one is fenced off."""
     from harness.runs import load_run

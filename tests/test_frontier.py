@@ -136,3 +136,10 @@ def test_weights_choose_which_points_count() -> None:
     line = fit_power_law(x, x**0.5)
     assert (line.low, line.exponent, line.high) == pytest.approx((0.5, 0.5, 0.5))
     assert float(line.predict(1e4)) == pytest.approx(100)
+
+
+def test_an_optimum_that_never_changes_its_size_is_no_frontier() -> None:
+    n, d = (a.ravel() for a in np.meshgrid([1e7, 1e8, 1e9], np.geomspace(1e8, 1e11, 9)))
+    loss = HOFFMANN.loss(n, d) + 5.0 * (n != 1e8)
+    with pytest.raises(FitError, match="different sizes are ever the best"):
+        fit_envelope({"n_params": n, "tokens": d, "flops": 6 * n * d, "val_loss": loss})

@@ -101,7 +101,7 @@ def test_a_planted_mistake_is_seen(trained: Path, mistake: str, case: Case) -> N
     check_seen(trained, mistake, case)
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.parametrize(("mistake", "case"), PLANTED_SLOW, ids=str)
 def test_a_planted_mistake_is_seen_under_zero(trained_slow: Path, mistake: str, case: Case) -> None:
     check_seen(trained_slow, mistake, case)
@@ -119,7 +119,7 @@ def test_a_skipped_step_leaves_no_trace_and_state_goes_on_bit_equal(trained: Pat
     check_state(trained, case)
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.parametrize("case", ENGINES_SLOW, ids=lambda case: case.name)
 def test_so_it_is_on_every_engine(trained_slow: Path, case: Case) -> None:
     check_state(trained_slow, case)
@@ -172,7 +172,7 @@ def test_the_command_tells_and_exits(data_dir: Path, tmp_path: Path, monkeypatch
     assert again.stdout.count("did not finish") == 2
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 def test_the_whole_table_holds(data_dir: Path, tmp_path: Path) -> None:
     rows = parity.verify_parallel(plan_experiment(tiny_experiment(data_dir)), tmp_path, 50)
     assert not has_failed(rows), render_markdown(rows)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from results.descend import LOG_HUBER
 from results.fit import fit_law
 from results.laws import CHINCHILLA, centre, jacobian, params_of_theta, predict_log_loss, theta_of_params
+from results.profiles import profile_parameter
 from results.repeated import REPEATED
 
 # Muennighoff et al. 2023, their notebook: the law of C4 that is held fixed, and the constants of repeats.
@@ -79,5 +80,6 @@ def test_published_constants_are_not_the_best_and_repeats_are_known_from_below_o
     assert fit["R_D"] == pytest.approx(95.37, abs=0.05)
     assert fit["R_N"] == pytest.approx(1.706, abs=2e-3)
     assert "R_D up" in fit.open_sides
+    assert 7 < profile_parameter(fit, "R_D").low < 8.5, "repeats count, up to about 8 at least; 15.4 is not known"
     assert "R_D down" not in fit.open_sides, "the data do object to few repeats"
     assert any(abs(basin.params[5] - 15.4) < 0.1 for basin in fit.basins), "the published point is a local minimum"

@@ -107,7 +107,7 @@ def wait_for_quiet(folder: Path) -> list[tuple[int, str]]:
     return left
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.timeout(SECONDS + 900)
 def test_a_grid_under_random_kills_ends_as_a_calm_one(data_dir: Path, tmp_path: Path) -> None:
     train_grid(tmp_path / "calm", data_dir, None, 0.0)

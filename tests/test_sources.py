@@ -6,7 +6,7 @@ import pytest
 
 from harness.config import ConfigError
 from results.fit import FitError
-from results.sources import find_experiment, find_law, fit_loaded, load_table
+from results.sources import find_experiment, find_law, fit_loaded, load_table, read_fixed
 from results.study import DEFAULT_CHOICES
 
 
@@ -32,3 +32,16 @@ def test_a_table_without_a_fit_names_the_file(tmp_path: Path) -> None:
     assert (loaded.name, loaded.results_dir) == ("x", None)
     with pytest.raises(FitError, match=r"x\.csv: usable cells=1"):
         fit_loaded(loaded, DEFAULT_CHOICES)
+
+
+def test_fixed_parameters_are_read_by_name() -> None:
+    law = find_law("chinchilla")
+    assert read_fixed(law, ["E=1.69", "alpha = 0.34"]) == {"E": 1.69, "alpha": 0.34}
+    for text, message in (
+        ("E", "NAME=NUMBER"),
+        ("gamma=1", "has no parameter gamma"),
+        ("E=-1", "above 0"),
+        ("E=x", "NAME=NUMBER"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            read_fixed(law, [text])

@@ -41,12 +41,13 @@ def train_watched(run_dir: Path, place: Place, n_attempts: int | None = None, ti
         if n_attempts is not None and made > n_attempts:
             supervision.kill("the test")
             supervision.process.wait()
+            supervision.settle()
             break
         assert time.monotonic() < deadline, f"not over after {timeout_s} s; {read_log(run_dir)}"
         time.sleep(0.05)
     assert find_processes(supervision.attempt_dir) == [], "nothing of an attempt outlives it"
     assert not list(run_dir.rglob(".staging-*")), "nothing is left half published"
-    return [describe(attempt) for attempt in list_attempts(run_dir)[before:]]
+    return [describe(attempt) for attempt in list_attempts(run_dir)[before:][:n_attempts]]
 
 
 def describe(attempt_dir: Path) -> str:

@@ -96,21 +96,24 @@ class Heart:
 
     def __init__(self, attempt_dir: Path, rank: int, hang_after_s: float) -> None:
         self.hang_after_s, self.phase, self.last_beat = hang_after_s, "", 0.0
-        self.own_s, self.n_own = 0.0, 0  # of the steps since the last beat
+        self.own_s: list[float] = []  # of the steps since the last beat
+        self.mean_own_s = 0.0
         self.pid_start, self.stacks_path = read_process_start(os.getpid()), attempt_dir / f"stacks-{rank}"
         self.descriptor = os.open(attempt_dir / f"heartbeat-{rank}", os.O_WRONLY | os.O_CREAT, 0o644)
         self.stacks = self.stacks_path.open("w")
 
-    def beat(self, phase: str, step: int, own_s: float = 0.0) -> None:
+    def beat(self, phase: str, step: int, own_s: float | None = None) -> None:
         """Say where this rank is, at most once a second within a phase, and its mean time in a step before it meets others."""
         now = time.monotonic()
-        self.own_s, self.n_own = self.own_s + own_s, self.n_own + 1
+        if own_s is not None:
+            self.own_s.append(own_s)
         if phase == self.phase and now - self.last_beat < HEARTBEAT_S:
             return
         self.phase, self.last_beat = phase, now
+        if self.own_s:
+            self.mean_own_s, self.own_s = sum(self.own_s) / len(self.own_s), []
         who = {"pid": os.getpid(), "pid_start": self.pid_start, "host": os.uname().nodename}
-        beat = {**who, "phase": phase, "step": step, "own_s": round(self.own_s / self.n_own, 4)}
-        self.own_s, self.n_own = 0.0, 0
+        beat = {**who, "phase": phase, "step": step, "own_s": round(self.mean_own_s, 4)}
         os.pwrite(self.descriptor, json.dumps(beat).encode().ljust(HEARTBEAT_BYTES), 0)
         faulthandler.dump_traceback_later(find_patience_s(phase, self.hang_after_s), file=self.stacks)
 

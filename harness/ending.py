@@ -189,7 +189,9 @@ def settle_outcome(attempt_dir: Path, world_size: int, otherwise: str) -> dict[s
     silent = [rank for rank in range(world_size) if rank not in records and (records or beats[rank])]
     if world_size > 1 and silent:
         where = ", ".join(describe_rank(attempt_dir, rank) for rank in silent)
-        return make_outcome("failed", f"{where} died without a record: killed", seen, None, "killed", silent[0])
+        in_save = any(beat["phase"] == "save" for rank, beat in enumerate(beats) if beat and rank in silent)
+        advice = " (where it was asked to stop: a save needs more time than that)" if in_save else ""
+        return make_outcome("failed", f"{where} died without a record: killed{advice}", seen, None, "killed", silent[0])
     return make_outcome("failed", otherwise, seen, None, "killed", None)
 
 

@@ -189,10 +189,10 @@ class Supervision:
 
     def tell_straggler(self) -> None:
         """Name a rank that keeps the others waiting, once an attempt; it goes on, since who is slow may not stay so."""
-        rank = find_straggler({rank: beat.get("own_s", 0.0) for rank, beat in self.beats.items() if beat["phase"] == "step"})
+        rank = find_straggler({rank: beat["own_s"] for rank, beat in self.beats.items()})
         self.n_slow = (self.n_slow[0], self.n_slow[1] + 1) if rank == self.n_slow[0] else (rank, 1)
         if rank is not None and self.n_slow[1] == SLOW_BEATS:
-            own = ", ".join(f"rank {r} {beat.get('own_s', 0.0):.3f} s" for r, beat in sorted(self.beats.items()))
+            own = ", ".join(f"rank {r} {beat['own_s']:.3f} s" for r, beat in sorted(self.beats.items()))
             line = (
                 f"straggler: {describe_rank(self.attempt_dir, rank)} keeps the others waiting; before they meet in a step: {own}"
             )

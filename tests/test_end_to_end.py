@@ -173,6 +173,17 @@ def test_a_killed_job_is_started_again_and_goes_on(calm: Path, data_dir: Path, t
     assert read_table(tmp_path) == read_table(calm)
 
 
+def test_a_grid_submitted_twice_at_once_is_trained_once(calm: Path, data_dir: Path, tmp_path: Path) -> None:
+    write_toml(tmp_path, data_dir)
+    first, second = (start(tmp_path, "launch", "submit", "tiny.toml") for _ in range(2))
+    for process in (first, second):
+        out, err = process.communicate(timeout=240)
+        assert process.returncode == 0, f"{out}\n{err}"
+        assert "4 of 4 cells done" in out
+    assert count_attempts(tmp_path) == 2, "one a run"
+    assert read_table(tmp_path) == read_table(calm)
+
+
 def test_a_larger_grid_trains_only_what_is_new(calm: Path, data_dir: Path, tmp_path: Path) -> None:
     sizes = [*SIZES, "{ n_layer = 2, n_head = 2, d_model = 16 }"]
     write_toml(tmp_path, data_dir)

@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import ROOT, plan_into, read_summaries
 from watched import describe, place_ranks, read_log, read_outcome, read_table, train_watched
 
 from data_prep.shards import load_manifest
-from harness.checkpoint import find_fault, list_checkpoints, list_corrupt
-from harness.runs import iter_metrics, list_attempts, read_json
+from harness.checkpoint import describe_file, find_fault, list_checkpoints, list_corrupt, read_manifest
+from harness.records import hash_record
+from harness.runs import iter_metrics, list_attempts, read_json, write_json
 
 pytestmark = pytest.mark.timeout(900)  # a minute where nothing else runs
 
@@ -180,8 +182,8 @@ def test_too_little_time_for_a_save_is_told_and_the_last_checkpoint_stands(calm:
     faults = [{"at": "step:8", "do": "signal", "signal": "SIGTERM", "to": "agent", "rank": 0, "attempt": 1}]
     faults += [{"at": "file_written", "do": "sleep", "s": 20.0, "rank": 0, "n": 1, "attempt": 1}]
     place = place_ranks(2, *faults, environment={"PET_SHUTDOWN_TIMEOUT": "2"})
-    assert train_watched(run_dir, place, n_attempts=1)[:1] == ["failed/killed"]
-    assert "in save" in read_outcome(run_dir, 0)["reason"]
+    assert train_watched(run_dir, place, once=True) == ["failed/killed"]
+    assert "a save needs more time" in read_outcome(run_dir, 0)["reason"]
     assert train_watched(run_dir, place_ranks(2))[-1] == "done"
     assert read_table(run_dir) == calm(2, engine=CPU)
 
@@ -398,6 +400,55 @@ def test_a_flipped_bit_in_any_file_costs_one_checkpoint(
     assert f"{newest} is not usable" in read_log(spoilt)
     assert len(list_corrupt(spoilt / "checkpoints")) == 1
     assert read_table(spoilt) == calm(n_ranks, engine=engine)
+
+
+@pytest.mark.ranks
+def test_code_planted_in_a_zero_checkpoint_is_never_run(calm: Calm, data_dir: Path, tmp_path: Path) -> None:
+    """DeepSpeed's loader would run it; here with a manifest that agrees, as somebody who can write the folder would leave it."""
+    run_dir = plan_into(tmp_path / "runs", data_dir, engine=zero(1, checkpoint_every_s=0.001))
+    assert train_watched(run_dir, place_ranks(2, {"at": "step:8", "do": "signal", "signal": "SIGTERM", "rank": 0})) == [
+        "preempted"
+    ]
+    newest = run_dir / "checkpoints" / str(list_checkpoints(run_dir / "checkpoints")[-1])
+    planted = next(newest.rglob("*_optim_states.pt"))
+    content = torch.load(planted, weights_only=False)
+    canary = tmp_path / "canary"
+    torch.save({**content, "extra": Malice(f"open({str(canary)!r}, 'w')")}, planted)
+    torch.load(planted, weights_only=False)
+    assert canary.exists(), "what is planted works"
+    canary.unlink()
+    manifest = read_manifest(newest)
+    manifest["files"][planted.relative_to(newest).as_posix()] = describe_file(planted)
+    write_json(newest / "manifest.json", {**manifest, "digest": hash_record(manifest)})
+    assert train_watched(run_dir, place_ranks(2)) == ["done"]
+    assert "names builtins.eval, which no checkpoint needs" in read_log(run_dir)
+    assert not canary.exists()
+    assert read_table(run_dir) == calm(2, engine=zero(1))
+
+
+class Malice:
+    """Pickles as a call of eval."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (eval, (self.text,))
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("engine", [CPU, *(zero(stage) for stage in range(4))])
+def test_a_run_stopped_again_and_again_ends_to_the_bit(
+    calm: Calm, data_dir: Path, tmp_path: Path, engine: dict[str, Any]
+) -> None:
+    """At the first step, before and after the branch point and in either cooldown; accumulation and dropout on."""
+    sections = {"engine": {**engine, "micro_batch_size": 2}, "model": {"preset": "nanogpt", "dropout": 0.1}}
+    run_dir = plan_into(tmp_path, data_dir, **sections)
+    asked = {"do": "signal", "signal": "SIGTERM", "rank": 1}
+    stops = [{**asked, "at": f"step:{step}", "attempt": n} for n, step in enumerate([0, 4, 6, 9, 13], start=1)]
+    states = [state for _ in range(6) for state in train_watched(run_dir, place_ranks(2, *stops))]
+    assert states == ["preempted"] * 5 + ["done"]
+    assert read_table(run_dir) == calm(2, **sections)
 
 
 def test_a_run_whose_checkpoints_are_all_spoilt_does_not_begin_anew(data_dir: Path, tmp_path: Path) -> None:

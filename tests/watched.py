@@ -27,27 +27,23 @@ def place_ranks(n_ranks: int, *faults: dict[str, Any], **options: Any) -> Place:
     return Place(ROOT, ranks_per_node=n_ranks, environment=environment, module="faulty", **options)
 
 
-def train_watched(run_dir: Path, place: Place, n_attempts: int | None = None, timeout_s: float = 600.0) -> list[str]:
+def train_watched(run_dir: Path, place: Place, *, once: bool = False, timeout_s: float = 600.0) -> list[str]:
     """Train a run as `launch.supervise` does, and return how each attempt ended: its state, or "failed/<cause>".
 
-    With `n_attempts`, no more than that many are made.
+    `once`: whatever happens, it is not started again.
     """
     before = len(list_attempts(run_dir))
     supervision = Supervision(run_dir, load_run(run_dir), place)
     supervision.start()
+    supervision.stopping = once
     deadline = time.monotonic() + timeout_s
     while supervision.poll():
-        made = len(list_attempts(run_dir)) - before
-        if n_attempts is not None and made > n_attempts:
-            supervision.kill("the test")
-            supervision.process.wait()
-            supervision.settle()
-            break
         assert time.monotonic() < deadline, f"not over after {timeout_s} s; {read_log(run_dir)}"
         time.sleep(0.05)
     assert find_processes(supervision.attempt_dir) == [], "nothing of an attempt outlives it"
-    assert not list(run_dir.rglob(".staging-*")), "nothing is left half published"
-    return [describe(attempt) for attempt in list_attempts(run_dir)[before:][:n_attempts]]
+    ended = [describe(attempt) for attempt in list_attempts(run_dir)[before:]]
+    assert ended[-1] == "failed/killed" or not list(run_dir.rglob(".staging-*")), "only a kill leaves what the next claim sweeps"
+    return ended
 
 
 def describe(attempt_dir: Path) -> str:

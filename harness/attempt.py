@@ -43,6 +43,7 @@ def claim_attempt(run_dir: Path, take_over: bool = False) -> Path:
 
     Raises:
         RunBusyError: an attempt of this run is alive.
+        OSError: the disk refuses; nothing is claimed.
     """
     attempts = list_attempts(run_dir)
     if attempts and not take_over and not (attempts[-1] / "outcome.json").exists() and is_attempt_live(attempts[-1]):
@@ -59,7 +60,11 @@ def claim_attempt(run_dir: Path, take_over: bool = False) -> Path:
         raise RunBusyError(
             f"{run_dir}: attempt={number}, was started this moment by another process; leave it to that one"
         ) from None
-    write_attempt(attempt_dir, {"started_by": "claim"})
+    try:
+        write_attempt(attempt_dir, {"started_by": "claim"})
+    except OSError:
+        shutil.rmtree(attempt_dir, ignore_errors=True)
+        raise
     for staging in list_staging(run_dir):
         shutil.rmtree(staging, ignore_errors=True)
     return attempt_dir

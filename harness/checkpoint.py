@@ -180,7 +180,10 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
     Raises:
         ValueError: it was altered.
     """
-    manifest = json.loads((checkpoint / MANIFEST_FILE).read_text(encoding="utf-8"))
+    try:
+        manifest = json.loads((checkpoint / MANIFEST_FILE).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{MANIFEST_FILE} is not JSON ({error})") from None
     digest = manifest.pop("digest", None)
     if digest != hash_record(manifest):
         raise ValueError(f"{MANIFEST_FILE} does not match its own digest")

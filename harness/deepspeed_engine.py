@@ -151,7 +151,8 @@ def refusing_late(writer: Any) -> Iterator[None]:  # noqa: ANN401 - DeepSpeed's
     def save_or_note(state_dict: Any, path: str) -> None:  # noqa: ANN401 - DeepSpeed's
         try:
             Path(path).parent.mkdir(exist_ok=True)
-            save(state_dict, path)
+            with Path(path).open("wb") as file:  # by its name torch would write it in C++, which does not say that a disk is full
+                save(state_dict, file)
         except (OSError, RuntimeError) as error:  # torch.save raises the latter over the former
             refusals.append(error)
 

@@ -1,5 +1,6 @@
 """How an attempt ended: errors into states, and from what each rank recorded the one cause. No torch."""
 
+import contextlib
 import errno
 import os
 import sys
@@ -20,6 +21,7 @@ from harness.runs import State, read_json, write_json
 Cause = Literal["stop", "config", "data", "lease", "exception", "peer", "killed", "hang"]
 PEER_ERRORS = ("DistBackendError", "DistNetworkError", "DistStoreError")
 OTHERS_MAY_STILL_WRITE_S = 2.0
+RESERVE, RESERVE_BYTES = ".reserve", 2**15  # room for the outcome on a disk that gets full
 
 
 class StoppedError(Exception):
@@ -62,6 +64,9 @@ class Ending:
         self.read_step = read_step
 
     def __enter__(self) -> Self:
+        if self.attempt_dir is not None and self.rank == 0:
+            with contextlib.suppress(OSError):  # full from the start: training will tell
+                (self.attempt_dir / RESERVE).write_bytes(bytes(RESERVE_BYTES))
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> bool:
@@ -69,13 +74,12 @@ class Ending:
             return False  # SystemExit, KeyboardInterrupt: the process is being ended from outside
         kind = classify_ending(error)
         self.status = kind.status
-        if kind.cause == "exception":
-            traceback.print_exception(error)
-        if self.attempt_dir is not None:
-            try:
+        with contextlib.suppress(OSError):  # nor can this be told where the log lies on the disk that is full
+            if self.attempt_dir is not None:
+                release_reserve(self.attempt_dir)
                 self.record(self.attempt_dir, kind, error)
-            except OSError as refused:  # the disk that ended the attempt, perhaps
-                print(f"{self.attempt_dir}: the outcome cannot be recorded: {refused}", file=sys.stderr)
+            if kind.cause == "exception":
+                traceback.print_exception(error)
         self.read_step = lambda: None  # it may hold the whole training, which the ranks must let go before they part
         return True
 
@@ -88,9 +92,14 @@ class Ending:
                 wait_for_records(attempt_dir, self.world_size)
                 outcome = settle_outcome(attempt_dir, self.world_size, outcome["reason"])
         if self.rank == 0:
+            write_json(attempt_dir / "outcome.json", outcome)
             line = f"{outcome['state']}: {outcome['reason']}".rstrip(": ")
             print(line, file=sys.stderr if self.status else sys.stdout, flush=True)
-            write_json(attempt_dir / "outcome.json", outcome)
+
+
+def release_reserve(attempt_dir: Path) -> None:
+    """Make the room that was kept for the outcome."""
+    (attempt_dir / RESERVE).unlink(missing_ok=True)
 
 
 def classify_ending(error: Exception | None) -> Kind:

@@ -129,7 +129,8 @@ class TorchEngine:
     def write_state(self, folder: Path) -> None:
         """Write weights and optimiser state, the same on all ranks, from rank 0."""
         if self.ranks.rank == 0:
-            torch.save(self.state_dict(), folder / ENGINE_STATE)
+            with (folder / ENGINE_STATE).open("wb") as file:  # by its name torch would write it in C++, which hides a full disk
+                torch.save(self.state_dict(), file)
 
     def read_state(self, folder: Path) -> None:
         """Take over weights and optimiser state; no code in the file can run."""

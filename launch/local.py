@@ -125,7 +125,8 @@ def reap(local: Local) -> None:
     for slot, job in list(local.jobs.items()):
         try:
             is_over = not job.poll()
-        except RunBusyError:  # it was to start again, and another process was quicker
+        except (RunBusyError, OSError) as error:  # it was to start again, and another process was quicker, or the disk is full
+            print(f"{job.run.run_id}: {error}", file=sys.stderr)
             is_over = True
         if is_over:
             del local.jobs[slot]

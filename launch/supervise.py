@@ -25,7 +25,7 @@ from typing import Any
 
 from harness.attempt import ATTEMPT_VARIABLE, claim_attempt, find_patience_s
 from harness.config import run_command_line
-from harness.ending import describe_rank, make_outcome, read_heartbeat, settle_outcome, write_outcome
+from harness.ending import describe_rank, make_outcome, read_heartbeat, release_reserve, settle_outcome, write_outcome
 from harness.records import RunRecord
 from harness.runs import (
     find_cell_dir,
@@ -216,6 +216,7 @@ class Supervision:
 
     def settle(self) -> dict[str, Any]:
         """Return the attempt's outcome; where the ranks left none, write the one that can be told from outside."""
+        release_reserve(self.attempt_dir)
         for stacks in self.attempt_dir.glob("stacks-*"):
             if stacks.stat().st_size == 0:
                 stacks.unlink()  # of a rank that did not hang

@@ -105,6 +105,12 @@ def test_the_first_cause_is_found_behind_lost_peers(
     assert (outcome["state"], outcome["cause"], outcome["rank"]) == (state, cause, rank)
 
 
+def test_room_is_kept_for_the_outcome(tmp_path: Path) -> None:
+    with Ending(tmp_path):
+        assert (tmp_path / ending_module.RESERVE).stat().st_size >= 2**15
+    assert [path.name for path in tmp_path.iterdir()] == ["outcome.json"]
+
+
 def test_no_record_at_all_is_told_as_it_looks_from_outside(tmp_path: Path) -> None:
     outcome = settle_outcome(tmp_path, 2, "exit status 9: no output")
     assert (outcome["state"], outcome["reason"]) == ("failed", "exit status 9: no output")

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, plan_into, read_summaries
@@ -363,7 +364,7 @@ def test_data_that_one_rank_alone_cannot_read_stops_all(data_dir: Path, tmp_path
     from data_prep.sampler import WindowSampler
 
     n_tokens = load_manifest(copy).splits["train"].tokens
-    start = int(WindowSampler(n_tokens, 16, 0).starts([6])[0])
+    start = int(WindowSampler(n_tokens, 16, 0).starts(np.array([6]))[0])
     path = copy / "train" / "00000.bin"
     content = bytearray(path.read_bytes())
     content[2 * start + 8 : 2 * start + 10] = b"\xff\xff"

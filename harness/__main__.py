@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -217,16 +217,11 @@ def parallel(
 ) -> None:
     """Train the cheapest cell on every engine, 1 and 2 ranks, and compare each step with one torch process."""
     from harness.config import load_experiment
-    from harness.parity import has_failed, render_markdown, verify_parallel
+    from harness.parity import render_markdown, verify_parallel
     from harness.plan import plan_experiment
-    from harness.runs import write_json
 
     rows = verify_parallel(plan_experiment(load_experiment(experiment, overrides)), to, steps)
-    table = render_markdown(rows)
-    write_json(to / "table.json", {"format": "scaling-harness-parity", "format_version": 1, "steps": steps, "rows": rows})
-    (to / "table.md").write_text(table + "\n")
-    print(f"{table}\nwritten to {to}")
-    sys.exit(1 if has_failed(rows) else 0)
+    tell_verdicts(rows, render_markdown(rows), {"format": "scaling-harness-parity", "format_version": 1, "steps": steps}, to)
 
 
 @verify_app.command()
@@ -238,12 +233,18 @@ def resume(
 ) -> None:
     """Kill and stop the smallest cell's training on every engine; it must end to the bit as if left alone."""
     from harness.config import load_experiment
-    from harness.interruption import has_failed, render_markdown, verify_resume
-    from harness.runs import write_json
+    from harness.interruption import render_markdown, verify_resume
 
     rows = verify_resume(load_experiment(experiment, overrides), to, steps)
-    table = render_markdown(rows)
-    write_json(to / "table.json", {"format": "scaling-harness-resume", "format_version": 1, "steps": steps, "rows": rows})
+    tell_verdicts(rows, render_markdown(rows), {"format": "scaling-harness-resume", "format_version": 1, "steps": steps}, to)
+
+
+def tell_verdicts(rows: list[dict[str, Any]], table: str, head: dict[str, Any], to: Path) -> None:
+    """Write a check's rows and its table, print that, and end with 1 where a row that must hold does not."""
+    from harness.parity import has_failed
+    from harness.runs import write_json
+
+    write_json(to / "table.json", {**head, "rows": rows})
     (to / "table.md").write_text(table + "\n")
     print(f"{table}\nwritten to {to}")
     sys.exit(1 if has_failed(rows) else 0)

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import os
 import sys
 import time
@@ -212,8 +213,6 @@ def describe_rank(attempt_dir: Path, rank: int) -> str:
 
 def read_heartbeat(path: Path) -> dict[str, Any] | None:
     """Return what a rank last said of itself, None where it said nothing."""
-    import json
-
     try:
         return json.loads(path.read_text())  # type: ignore[no-any-return]
     except (OSError, ValueError):

@@ -150,11 +150,6 @@ def judge(facts: dict[str, Any], device: str) -> str:
     return "FAILS: other numbers" if device == "cpu" else "measured"
 
 
-def has_failed(rows: list[dict[str, Any]]) -> bool:
-    """Say whether a row that must hold does not."""
-    return any(row["verdict"].startswith("FAILS") for row in rows)
-
-
 def render_markdown(rows: list[dict[str, Any]]) -> str:
     """Render the table for BENCHMARKS.md."""
     lines = [

@@ -33,7 +33,6 @@ from results.profiles import Profile, profile_parameter
 from results.repeated import REPEATED
 from results.uncertainty import estimate_spread, resample_runs
 
-PRINTED = PUBLISHED  # constants as printed, beside the minimum of the objective that their authors name
 MUENNIGHOFF = {
     "E": float(np.exp(0.6254804)),
     "A": float(np.exp(6.255414)),
@@ -99,7 +98,7 @@ def learn_filter(folder: Path) -> Lesson:
     fits = [fit_points(points.iloc[: len(points) - k]) for k in dropped]
     kept = points.iloc[:-5]
     spread = estimate_spread(resample_runs(fits[5], [f"{i:03}" for i in range(len(kept))]), lambda law: law.optimum_exponent)
-    reached = {name: measure_objective(law, kept) for name, law in PRINTED.items()}
+    reached = {name: measure_objective(law, kept) for name, law in PUBLISHED.items()}
     a = [fit.constants.optimum_exponent for fit in fits]
     law = fits[5].constants
     return Lesson(
@@ -266,7 +265,7 @@ def iter_duels(folder: Path) -> Iterator[Duel]:
 def fight(pool: pd.DataFrame, later: pd.DataFrame, share: float, draw: np.random.Generator) -> tuple[float, float]:
     """Return the error of cells chosen in three rounds, and the median error of random choices."""
     candidates, aims = (list_candidates(part["n_params"], part["tokens"]) for part in (pool, later))
-    budget, law, taken = share * float(candidates.flops.sum()), PRINTED["Hoffmann et al. 2022"], list[int]()
+    budget, law, taken = share * float(candidates.flops.sum()), PUBLISHED["Hoffmann et al. 2022"], list[int]()
     for stage in (0.25, 0.6, 1.0):
         taken += pick_cells(law, candidates, aims, stage * budget - float(candidates.flops[taken].sum()), taken=taken)
         law = fit_points(pool.iloc[taken]).constants

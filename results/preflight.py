@@ -18,10 +18,9 @@ from results.descend import LOG_HUBER, LOG_MSE, Objective
 from results.design import SIGMA, ask, forecast_sd, list_candidates
 from results.fit import FitError, fit_chinchilla, fit_many
 from results.frontier import METHODS, Valley, split_budgets
-from results.laws import CHINCHILLA, Chinchilla, FloatArray
+from results.laws import CHINCHILLA, PUBLISHED, Chinchilla, FloatArray
 
-# Besiroglu et al. 2024, arXiv 2404.10102, table 1.
-PUBLISHED = Chinchilla(E=1.8172, A=482.01, B=2085.43, alpha=0.3478, beta=0.3658)
+PRIOR = PUBLISHED["Besiroglu et al. 2024"]
 TERMS = (0.36, 0.34)  # nats: what that law's two terms are in the middle of its data (1e9 parameters, 2e10 tokens)
 N_STUDIES, SHARED = 300, 0.5
 LEVEL = (2.5, 50.0, 97.5)
@@ -90,11 +89,11 @@ def read_grid(plan: Plan) -> Grid:
 
 def choose_prior(grid: Grid, vocab_size: int) -> Chinchilla:
     """Return the published law, or where that gives losses above chance, its exponents with terms of usual size in this grid."""
-    if float(np.max(PUBLISHED.loss(grid.n_params, grid.tokens))) < np.log(vocab_size):
-        return PUBLISHED
+    if float(np.max(PRIOR.loss(grid.n_params, grid.tokens))) < np.log(vocab_size):
+        return PRIOR
     n, d = (float(np.exp(np.log(values).mean())) for values in (grid.n_params, grid.tokens))
-    alpha, beta = PUBLISHED.alpha, PUBLISHED.beta
-    return Chinchilla(E=PUBLISHED.E, A=TERMS[0] * n**alpha, B=TERMS[1] * d**beta, alpha=alpha, beta=beta)
+    alpha, beta = PRIOR.alpha, PRIOR.beta
+    return Chinchilla(E=PRIOR.E, A=TERMS[0] * n**alpha, B=TERMS[1] * d**beta, alpha=alpha, beta=beta)
 
 
 def load_prior(path: Path) -> Chinchilla:

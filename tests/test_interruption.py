@@ -9,7 +9,8 @@ import pytest
 from conftest import tiny_experiment
 
 from harness.config import Experiment
-from harness.interruption import CASES, Case, compare, has_failed, render_markdown, shorten, verify_resume
+from harness.interruption import CASES, Case, compare, render_markdown, shorten, verify_resume
+from harness.parity import has_failed
 from harness.plan import plan_experiment
 from harness.runs import list_attempts, read_json
 

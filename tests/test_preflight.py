@@ -12,7 +12,7 @@ from results.design import ask, list_candidates, optimise_design
 from results.frontier import METHODS
 from results.laws import Chinchilla
 from results.preflight import (
-    PUBLISHED,
+    PRIOR,
     Grid,
     Outcome,
     Preflight,
@@ -94,10 +94,10 @@ def test_shared_luck_widens_what_depends_on_size() -> None:
 
 def test_a_prior_stays_below_chance_and_may_come_from_a_study(tmp_path: Path) -> None:
     large, small = (Grid(n * np.ones(1), 20 * n * np.ones(1), np.zeros(1, dtype=int)) for n in (1e9, 1e4))
-    assert choose_prior(large, 50_257) == PUBLISHED
+    assert choose_prior(large, 50_257) == PRIOR
     moved = choose_prior(small, 65)
-    assert (moved.alpha, moved.beta) == (PUBLISHED.alpha, PUBLISHED.beta)
-    assert float(moved.loss(1e4, 2e5)) < np.log(65) < float(PUBLISHED.loss(1e4, 2e5))
+    assert (moved.alpha, moved.beta) == (PRIOR.alpha, PRIOR.beta)
+    assert float(moved.loss(1e4, 2e5)) < np.log(65) < float(PRIOR.loss(1e4, 2e5))
     (tmp_path / "fit.json").write_text('{"fit": {"law": {"E": 1, "A": 2, "B": 3, "alpha": 0.4, "beta": 0.5}}}')
     assert load_prior(tmp_path / "fit.json") == Chinchilla(1, 2, 3, 0.4, 0.5)
     (tmp_path / "fit.json").write_text('{"fit": null}')

@@ -38,8 +38,9 @@ def describe(name: str, bf16: float | None, fp32: float, memory_gib: float, memo
     return Accelerator(name, bf16_flops, fp32 * 1e12, memory_gib * GIB, memory_tb_per_s * 1e12, link * 1e9)
 
 
-# After NVIDIA's data sheets and architecture whitepapers, figures "with sparsity" halved, links one way; not every figure was looked
-# up again, so check the row of your device. A device is found by a word of the name that torch gives it; the first match counts, so the narrower names stand first.
+# After NVIDIA's data sheets and architecture whitepapers, figures "with sparsity" halved, links one way; not every figure was
+# looked up again, so check the row of your device. A device is found by a word of the name that torch gives it; the first match
+# counts, so the narrower names stand first.
 ACCELERATORS = (
     describe("B200", 2250, 75, 180, 8.0, 900),
     describe("GH200", 989, 67, 96, 4.0, 450),

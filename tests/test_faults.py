@@ -414,7 +414,7 @@ def test_code_planted_in_a_zero_checkpoint_is_never_run(calm: Calm, data_dir: Pa
     planted = next(newest.rglob("*_optim_states.pt"))
     content = torch.load(planted, weights_only=False)
     canary = tmp_path / "canary"
-    torch.save({**content, "extra": Malice(f"open({str(canary)!r}, 'w')")}, planted)
+    torch.save({**content, "extra": Malice(f"open({str(canary)!r}, 'w').close()")}, planted)
     torch.load(planted, weights_only=False)
     assert canary.exists(), "what is planted works"
     canary.unlink()

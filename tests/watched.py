@@ -57,7 +57,7 @@ def read_outcome(run_dir: Path, attempt: int = -1) -> dict[str, Any]:
 
 
 def read_log(run_dir: Path) -> str:
-    return (list_attempts(run_dir)[-1] / "log").read_text()[-3000:]
+    return (list_attempts(run_dir)[-1] / "log").read_text()
 
 
 def read_table(run_dir: Path) -> list[list[Any]]:
